@@ -1,0 +1,34 @@
+//! Large blocks: those above the largest size class are spans of their own, of whole pages.
+
+use super::span;
+use crate::error::{Error, Result};
+use crate::format::{LaneId, PageCount, PageEntry, Tables};
+use crate::journal::Locked;
+
+/// Pages for a large block of `size` bytes.
+pub(crate) fn pages_for(tables: &Tables, size: u64) -> Result<PageCount> {
+    let max = tables.geometry.data_len();
+    let pages = size.div_ceil(tables.geometry.page_size());
+    let pages = u32::try_from(pages).ok().filter(|pages| *pages <= tables.geometry.pages).and_then(PageCount::new);
+    pages.ok_or(Error::TooLarge { requested: size, max })
+}
+
+/// Allocates a large block; `before_commit` is called with its offset before any entry changes.
+pub(crate) fn allocate(
+    tables: &Tables,
+    locked: &Locked,
+    size: u64,
+    lane: LaneId,
+    before_commit: impl FnOnce(u64),
+) -> Result<u64> {
+    let pages = pages_for(tables, size)?;
+    let commit = |first| before_commit(tables.page_start(first));
+    let first = span::allocate(tables, locked, pages, PageEntry::large(lane), commit).map_err(|error| match error {
+        // The caller asked for bytes, not for pages.
+        Error::OutOfMemory { largest_free, free, shortage, .. } => {
+            Error::OutOfMemory { requested: size, largest_free, free, shortage }
+        }
+        other => other,
+    })?;
+    Ok(tables.page_start(first))
+}

@@ -1,0 +1,257 @@
+//! Slabs: two bits per block, and what is done to them.
+//!
+//! The words of a slab's bitmap come in pairs, free and remote, so that both bits of a block share a cache line; they
+//! stand apart from the pages, so that a block that is overrun cannot reach them.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::{Class, Classes};
+use crate::error::{Corruption, Error, OffsetFault, Result};
+use crate::format::{ClassIndex, LaneId, PageCount, PageEntry, PageIndex, PageState, Tables, superblock};
+
+/// A slab: its first page, its class, and its lane as the entry said when it was looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slab<'a> {
+    pub(crate) head: PageIndex,
+    pub(crate) class: ClassIndex,
+    pub(crate) info: &'a Class,
+    pub(crate) lane: LaneId,
+}
+
+/// Where a block's two bits are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockBit {
+    pub(crate) word: u32,
+    pub(crate) mask: u64,
+}
+
+/// What an offset names.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Located<'a> {
+    /// A block of a slab, allocated or not.
+    Block { slab: Slab<'a>, bit: BlockBit },
+    /// A large block.
+    Large { first: PageIndex, pages: PageCount, lane: LaneId },
+}
+
+fn invalid(offset: u64, fault: OffsetFault) -> Error {
+    Error::InvalidOffset { offset, fault }
+}
+
+/// Finds what `offset` names. Reads one page entry; takes no lock. That a block of a slab is allocated is not checked here.
+#[inline]
+pub(crate) fn locate<'a>(tables: &Tables, classes: &'a Classes, offset: u64) -> Result<Located<'a>> {
+    let Some(page) = tables.page_at(offset) else { return Err(not_in_use(tables, offset)) };
+    let entry = tables.entry(page);
+    if entry.state() == Some(PageState::Slab) {
+        let slab = slab_of(tables, classes, page, entry)?;
+        let distance = offset.wrapping_sub(tables.page_start(slab.head));
+        let (index, rest) = slab.info.index_of(distance);
+        if rest != 0 || index >= slab.info.blocks {
+            return Err(inside(tables, &slab, offset, index));
+        }
+        return Ok(Located::Block { slab, bit: BlockBit { word: index / 64, mask: 1 << (index % 64) } });
+    }
+    locate_large(tables, page, entry, offset)
+}
+
+/// The slab to which a page with this entry belongs.
+#[inline]
+pub(crate) fn slab_of<'a>(tables: &Tables, classes: &'a Classes, page: PageIndex, entry: PageEntry) -> Result<Slab<'a>> {
+    let corrupt = |what| Corruption::new(what, tables.entry_at(page));
+    let info = classes.get(entry.class()).ok_or_else(|| corrupt("a page entry names a size class that the heap has not"))?;
+    let head = Tables::page_before(page, entry.number()).filter(|_| entry.number() < info.pages);
+    let head = head.ok_or_else(|| corrupt("a page entry lies further from its slab's start than the slab is long"))?;
+    Ok(Slab { head, class: entry.class(), info, lane: entry.lane() })
+}
+
+#[cold]
+fn not_in_use(tables: &Tables, offset: u64) -> Error {
+    let start = tables.geometry.data_start;
+    let inside = offset >= start && offset - start < tables.geometry.data_len();
+    invalid(offset, if inside { OffsetFault::NotAllocated } else { OffsetFault::Outside })
+}
+
+#[cold]
+fn inside(tables: &Tables, slab: &Slab<'_>, offset: u64, index: u32) -> Error {
+    if index >= slab.info.blocks {
+        return invalid(offset, OffsetFault::NotAllocated);
+    }
+    let bit = BlockBit { word: index / 64, mask: 1 << (index % 64) };
+    if slab.is_allocated(tables, bit) {
+        invalid(offset, OffsetFault::InsideBlock(slab.block_at(tables, index)))
+    } else {
+        invalid(offset, OffsetFault::NotAllocated)
+    }
+}
+
+fn locate_large<'a>(tables: &Tables, page: PageIndex, entry: PageEntry, offset: u64) -> Result<Located<'a>> {
+    let at = tables.entry_at(page);
+    let start = tables.page_start(page);
+    match entry.state() {
+        Some(PageState::Large) if offset == start => {
+            let pages = PageCount::new(entry.number())
+                .filter(|pages| u64::from(page.get()) + u64::from(pages.get()) <= u64::from(tables.pages_high()))
+                .ok_or_else(|| Corruption::new("a large block is longer than the pages in use", at))?;
+            Ok(Located::Large { first: page, pages, lane: entry.lane() })
+        }
+        Some(PageState::Large) => Err(invalid(offset, OffsetFault::InsideBlock(start))),
+        Some(PageState::LargeTail) => {
+            let first = Tables::page_before(page, entry.number()).ok_or_else(|| {
+                Corruption::new("a large block's page lies further from its start than the heap's start", at)
+            })?;
+            Err(invalid(offset, OffsetFault::InsideBlock(tables.page_start(first))))
+        }
+        Some(_) => Err(invalid(offset, OffsetFault::NotAllocated)),
+        None => Err(Corruption::new("a page entry has a state that nobody writes", at).into()),
+    }
+}
+
+impl Slab<'_> {
+    /// The free word of 64 blocks.
+    #[inline]
+    pub(crate) fn free_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
+        tables.region.word(tables.slab_word_at(self.head, word))
+    }
+
+    /// The remote word of 64 blocks.
+    #[inline]
+    pub(crate) fn remote_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
+        tables.region.word(tables.slab_word_at(self.head, word) + 8)
+    }
+
+    /// Where block `index` starts.
+    pub(crate) fn block_at(&self, tables: &Tables, index: u32) -> u64 {
+        tables.page_start(self.head) + u64::from(index) * u64::from(self.info.size)
+    }
+
+    /// Pages of the slab.
+    pub(crate) fn pages(&self) -> Option<PageCount> {
+        PageCount::new(self.info.pages)
+    }
+
+    /// A1.
+    #[inline]
+    pub(crate) fn is_allocated(&self, tables: &Tables, bit: BlockBit) -> bool {
+        let free = self.free_word(tables, bit.word).load(Ordering::Acquire);
+        let remote = self.remote_word(tables, bit.word).load(Ordering::Acquire);
+        (free | remote) & bit.mask == 0
+    }
+
+    /// Allocated blocks among the 64 of a word, as bits.
+    pub(crate) fn allocated(&self, tables: &Tables, word: u32) -> u64 {
+        let free = self.free_word(tables, word).load(Ordering::Acquire);
+        let remote = self.remote_word(tables, word).load(Ordering::Acquire);
+        !(free | remote) & self.info.mask(word)
+    }
+
+    /// Number of allocated blocks.
+    pub(crate) fn allocated_count(&self, tables: &Tables) -> u32 {
+        (0..self.info.words()).map(|word| self.allocated(tables, word).count_ones()).sum()
+    }
+
+    /// All blocks free, none remote (A3). For a span that is about to become a slab.
+    pub(crate) fn format(&self, tables: &Tables) {
+        for word in 0..self.info.words() {
+            self.free_word(tables, word).store(u64::MAX, Ordering::Relaxed);
+            self.remote_word(tables, word).store(0, Ordering::Relaxed);
+        }
+        list_none(tables, self.head);
+    }
+
+    /// Frees a block of a slab whose free bits the caller may write (A2). Returns the free word before and after.
+    #[inline]
+    pub(crate) fn free_own(&self, tables: &Tables, bit: BlockBit) -> Result<(u64, u64)> {
+        let free = self.free_word(tables, bit.word);
+        let before = free.load(Ordering::Relaxed);
+        let remote = self.remote_word(tables, bit.word).load(Ordering::Relaxed);
+        if (before | remote) & bit.mask != 0 {
+            return Err(self.double_free(tables, bit));
+        }
+        // ORDERING O1: Release, so that what was done with the block stays before its reuse; pairs with the Acquire in
+        // `merge` and in `take_word` of whoever owns the slab next.
+        free.store(before | bit.mask, Ordering::Release); // COMMIT
+        Ok((before, before | bit.mask))
+    }
+
+    /// Frees a block of another lane's slab.
+    #[inline]
+    pub(crate) fn free_remote(&self, tables: &Tables, bit: BlockBit) -> Result<()> {
+        if self.free_word(tables, bit.word).load(Ordering::Relaxed) & bit.mask != 0 {
+            return Err(self.double_free(tables, bit));
+        }
+        // ORDERING O1, and O2: SeqCst; pairs with the fence in `disown`: either the one who disowns the slab sees this
+        // bit, or the caller, looking at the entry again, sees that the slab has no owner any more.
+        let before = self.remote_word(tables, bit.word).fetch_or(bit.mask, Ordering::SeqCst); // COMMIT
+        if before & bit.mask != 0 {
+            return Err(self.double_free(tables, bit));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn double_free(&self, tables: &Tables, bit: BlockBit) -> Error {
+        Error::DoubleFree { offset: self.block_at(tables, bit.word * 64 + bit.mask.trailing_zeros()) }
+    }
+
+    /// Moves the remote bits of a word into its free word, for who may write it. A death between the two stores leaves
+    /// blocks with both bits set: free all the same (A1).
+    ///
+    /// While an intent frees a block of a living lane's slab (MERGE_HOLD), nothing is merged: recovery must be able to
+    /// repeat that free, and could not tell the block from one that was allocated again.
+    #[inline]
+    pub(crate) fn merge(&self, tables: &Tables, word: u32) -> u64 {
+        let free = self.free_word(tables, word);
+        let remote = self.remote_word(tables, word);
+        let now = free.load(Ordering::Acquire);
+        // ORDERING O4: the remote bits are read before the hold: who sees a bit that an intent set sees the hold too,
+        // which was raised before it.
+        let freed = remote.load(Ordering::Acquire) & self.info.mask(word);
+        if freed == 0 || tables.superblock(superblock::MERGE_HOLD).load(Ordering::Acquire) != 0 {
+            return now;
+        }
+        free.store(now | freed, Ordering::Release);
+        remote.fetch_and(!freed, Ordering::Release);
+        now | freed
+    }
+
+    /// Merges every word.
+    pub(crate) fn merge_all(&self, tables: &Tables) {
+        (0..self.info.words()).for_each(|word| _ = self.merge(tables, word));
+    }
+
+    /// True if any remote bit is set.
+    pub(crate) fn has_remote(&self, tables: &Tables) -> bool {
+        (0..self.info.words()).any(|word| self.remote_word(tables, word).load(Ordering::Relaxed) != 0)
+    }
+
+    /// True if every free bit is set.
+    #[inline]
+    pub(crate) fn is_wholly_free(&self, tables: &Tables) -> bool {
+        (0..self.info.words()).all(|word| self.free_word(tables, word).load(Ordering::Relaxed) == u64::MAX)
+    }
+
+    /// The first word at or after `from` with a free block.
+    pub(crate) fn word_with_room(&self, tables: &Tables, from: u32) -> Option<u32> {
+        (from..self.info.words()).find(|word| {
+            let free = self.free_word(tables, *word).load(Ordering::Relaxed);
+            free & self.info.mask(*word) != 0
+        })
+    }
+
+    /// Writes another lane into the entries of the slab's pages. Under the heap lock.
+    pub(crate) fn set_lane(&self, tables: &Tables, lane: LaneId) -> Result<()> {
+        for distance in 0..self.info.pages {
+            let page = tables.page_from_region(self.head.get() + distance, tables.entry_at(self.head))?;
+            let entry = tables.entry(page).with_lane(lane);
+            tables.entry_word(page).store(entry.0, Ordering::Release);
+        }
+        // ORDERING O2: pairs with the SeqCst `fetch_or` in `free_remote`.
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+fn list_none(tables: &Tables, head: PageIndex) {
+    super::list::reset(tables, head);
+}

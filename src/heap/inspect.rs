@@ -1,0 +1,301 @@
+//! Looking inside: blocks, lanes, soundness, and giving memory back.
+
+use std::sync::atomic::Ordering;
+
+use super::Heap;
+use super::lane::Caller;
+use crate::alloc::{Located, Slab, slab, span};
+use crate::check;
+use crate::error::{Error, OffsetFault, Result};
+use crate::format::{LaneId, PageIndex, PageState, SHARED_LANE, superblock};
+use crate::recovery;
+use crate::region::Offset;
+
+/// What [`Heap::info`] and [`Heap::blocks`] tell of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BlockInfo {
+    /// Where it starts.
+    pub offset: Offset,
+    /// Usable bytes.
+    pub size: u64,
+    /// The largest power of two that its offset is a multiple of, up to 4096.
+    pub alignment: u64,
+    /// True if it consists of whole pages of its own.
+    pub large: bool,
+    /// The lane that owns its slab, or that allocated it if it is large; `None` for an orphan.
+    pub lane: Option<u16>,
+}
+
+impl BlockInfo {
+    fn new(at: u64, size: u64, large: bool, lane: LaneId) -> Option<Self> {
+        let alignment = 1u64.checked_shl(at.trailing_zeros().min(12)).unwrap_or(1);
+        let lane = (lane != SHARED_LANE).then(|| lane.get());
+        Some(Self { offset: Offset::new(at)?, size, alignment, large, lane })
+    }
+}
+
+/// A lane that somebody has claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LaneInfo {
+    /// Its number, from 1; 0 is the shared lane, listed only while one without a lane constructs a root.
+    pub lane: u16,
+    /// The process that claimed it, as it knew itself: in another PID namespace the number means another process.
+    pub pid: u32,
+    /// The thread, likewise.
+    pub thread: u32,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// True while the process exists, by its token.
+    pub alive: bool,
+    /// True if a thread of this very attachment sits in it.
+    pub own: bool,
+    /// True if it holds the heap lock at this moment.
+    pub holds_lock: bool,
+    /// Bytes in allocated blocks of its slabs, and in large blocks that it allocated.
+    pub bytes_held: u64,
+    /// Slabs that it owns.
+    pub slabs: u32,
+}
+
+/// What stands on some pages, as a walk through the page table finds it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Span<'a> {
+    Free,
+    Slab(Slab<'a>),
+    Large { lane: LaneId },
+}
+
+impl Heap {
+    /// Tells what is known of a block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOffset`] if no block starts there (it says which block the offset lies in, if any);
+    /// [`Error::DoubleFree`] if the block is free; [`Error::Corrupt`].
+    pub fn info(&self, offset: Offset) -> Result<BlockInfo> {
+        let attachment = &self.attachment;
+        let info = match attachment.locate_allocated(offset.get())? {
+            Located::Block { slab, .. } => BlockInfo::new(offset.get(), u64::from(slab.info.size), false, slab.lane),
+            Located::Large { pages, lane, .. } => {
+                let size = u64::from(pages.get()) << attachment.tables.geometry.page_shift;
+                BlockInfo::new(offset.get(), size, true, lane)
+            }
+        };
+        info.ok_or(Error::InvalidOffset { offset: offset.get(), fault: OffsetFault::Outside })
+    }
+
+    /// All allocated blocks, in the order of their offsets.
+    ///
+    /// Takes no lock: blocks that are allocated or freed while the iterator runs may be there or not. Ends early where the
+    /// page table is damaged ([`Heap::validate`] tells).
+    pub fn blocks(&self) -> Blocks<'_> {
+        Blocks { heap: self, page: 0, slab: None, word: 0, bits: 0 }
+    }
+
+    /// The lanes that somebody has claimed: who is attached, who has died and was not yet recovered.
+    ///
+    /// Walks the page table once; takes no lock.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] if the kernel does not tell who is alive; [`Error::Corrupt`].
+    pub fn lanes(&self) -> Result<Vec<LaneInfo>> {
+        let attachment = &self.attachment;
+        let tables = &attachment.tables;
+        let lock_holder = attachment.lock_holder();
+        let mut lanes = Vec::new();
+        for lane in tables.header.all_lanes() {
+            let Some(record) = tables.lane(lane).filter(|record| record.is_claimed()) else { continue };
+            lanes.push(LaneInfo {
+                lane: lane.get(),
+                pid: record.pid().load(Ordering::Relaxed),
+                thread: record.thread().load(Ordering::Relaxed),
+                since_ms: record.since_ms().load(Ordering::Relaxed),
+                alive: attachment.liveness.is_alive(lane.token())?,
+                own: attachment.liveness.is_own(lane.token()),
+                holds_lock: lock_holder == Some(lane),
+                bytes_held: 0,
+                slabs: 0,
+            });
+        }
+        let page_shift = tables.geometry.page_shift;
+        self.walk(|_, pages, span| {
+            let (lane, bytes, slabs) = match span {
+                Span::Free => return,
+                Span::Large { lane } => (lane, u64::from(pages).checked_shl(page_shift).unwrap_or(0), 0),
+                Span::Slab(slab) => {
+                    let blocks = u64::from(slab.allocated_count(tables));
+                    (slab.lane, blocks.saturating_mul(u64::from(slab.info.size)), 1)
+                }
+            };
+            if let Some(info) = lanes.iter_mut().find(|info| lane != SHARED_LANE && info.lane == lane.get()) {
+                info.bytes_held = info.bytes_held.saturating_add(bytes);
+                info.slabs = info.slabs.saturating_add(slabs);
+            }
+        })?;
+        Ok(lanes)
+    }
+
+    /// Checks every invariant of the heap (docs/FORMAT.md numbers them), without changing anything.
+    ///
+    /// Takes the heap lock while it checks; time proportional to the pages in use so far. A read-only handle takes no lock,
+    /// and looks again where something changed under its eyes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] with the first thing that is wrong, and where; [`Error::LockTimeout`].
+    pub fn validate(&self) -> Result<()> {
+        let attachment = &self.attachment;
+        if !self.is_read_only() {
+            return self.as_caller(|caller| {
+                let _lock = attachment.lock_for(caller)?;
+                check::check(&attachment.tables, &attachment.classes)
+            });
+        }
+        let mut result = Ok(());
+        for _ in 0..READ_ONLY_LOOKS {
+            let before = self.change_marks();
+            result = check::check(&attachment.tables, &attachment.classes);
+            let quiet = before == self.change_marks() && attachment.lock_holder().is_none();
+            if result.is_ok() || quiet {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        result
+    }
+
+    /// What changes whenever somebody holds the heap lock and changes pages.
+    fn change_marks(&self) -> (u64, u32) {
+        let tables = &self.attachment.tables;
+        (tables.superblock(superblock::SPAN_SEQUENCE).load(Ordering::Acquire), tables.lock().load(Ordering::Acquire))
+    }
+
+    /// Gives memory that holds no block back to the system, and returns how many bytes that was.
+    ///
+    /// The calling thread's empty slabs become free pages, dead lanes are recovered, and the memory of all free pages is
+    /// given back; other threads give back their empty slabs when they next need a new one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`], [`Error::ReadOnly`], [`Error::System`], [`Error::Corrupt`].
+    pub fn trim(&self) -> Result<u64> {
+        let attachment = &self.attachment;
+        self.as_caller(|caller| {
+            let lock = attachment.lock_for(caller)?;
+            if let Caller::Lane(seat) = caller {
+                attachment.give_back_empty(&lock, seat)?;
+            }
+            recovery::dead_lanes(attachment.ward(), &lock, None)?;
+            attachment.tables.superblock(superblock::PRESSURE).fetch_add(1, Ordering::Relaxed);
+            span::trim(&attachment.tables, &lock)
+        })
+    }
+
+    /// Looks for lanes whose threads have died, makes orphans of their slabs, and returns how many there were.
+    ///
+    /// That also happens by itself: when a process or a thread attaches, when memory runs short, and now and then while
+    /// slabs are allocated.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`], [`Error::ReadOnly`], [`Error::System`], [`Error::Corrupt`].
+    pub fn recover(&self) -> Result<u32> {
+        let attachment = &self.attachment;
+        attachment.check_writable()?;
+        // In the name of the shared lane: claiming one of our own would recover the dead before they are counted.
+        let seated = attachment.key.with(|seat| {
+            let lock = attachment.lock(seat.bins.lane())?;
+            recovery::dead_lanes(attachment.ward(), &lock, None)
+        });
+        if let Some(recovered) = seated {
+            return recovered;
+        }
+        let pass = attachment.pass_shared_gate()?;
+        let lock = attachment.lock_for(pass.caller())?;
+        recovery::dead_lanes(attachment.ward(), &lock, None)
+    }
+
+    /// Calls `f` for every span of the pages in use so far, with its first page and its length in pages.
+    pub(super) fn walk<'a>(&'a self, mut f: impl FnMut(PageIndex, u32, Span<'a>)) -> Result<()> {
+        let mut number = 0;
+        while let Some((page, pages, span)) = self.span_at(number)? {
+            f(page, pages, span);
+            number = number.saturating_add(pages);
+        }
+        Ok(())
+    }
+
+    /// The span that starts at page `number`; `None` beyond the pages in use. What is no head of a span (while others
+    /// change the table, or because it is damaged) counts as one free page.
+    fn span_at(&self, number: u32) -> Result<Option<(PageIndex, u32, Span<'_>)>> {
+        let tables = &self.attachment.tables;
+        if number >= tables.pages_high() {
+            return Ok(None);
+        }
+        let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
+        let entry = tables.entry(page);
+        let (pages, span) = match entry.state() {
+            Some(PageState::Slab) if entry.number() == 0 => {
+                let slab = slab::slab_of(tables, &self.attachment.classes, page, entry)?;
+                (slab.info.pages, Span::Slab(slab))
+            }
+            Some(PageState::Large) => (entry.number().max(1), Span::Large { lane: entry.lane() }),
+            _ => (1, Span::Free),
+        };
+        Ok(Some((page, pages, span)))
+    }
+}
+
+/// How often a read-only handle looks at a heap that changes while it is being checked.
+const READ_ONLY_LOOKS: u32 = 50;
+
+/// Iterator over a heap's allocated blocks; see [`Heap::blocks`].
+#[derive(Debug)]
+pub struct Blocks<'a> {
+    heap: &'a Heap,
+    /// The page after the current slab.
+    page: u32,
+    slab: Option<Slab<'a>>,
+    /// The word of the slab's bitmap after the current one.
+    word: u32,
+    /// Allocated blocks of the current word that have not been returned yet.
+    bits: u64,
+}
+
+impl Iterator for Blocks<'_> {
+    type Item = BlockInfo;
+
+    fn next(&mut self) -> Option<BlockInfo> {
+        let heap = self.heap;
+        let tables = &heap.attachment.tables;
+        loop {
+            if let Some(slab) = &self.slab {
+                if self.bits != 0 {
+                    let first = self.word.saturating_sub(1).saturating_mul(64);
+                    let index = first.saturating_add(self.bits.trailing_zeros());
+                    self.bits &= self.bits.wrapping_sub(1);
+                    return BlockInfo::new(slab.block_at(tables, index), u64::from(slab.info.size), false, slab.lane);
+                }
+                if self.word < slab.info.words() {
+                    self.bits = slab.allocated(tables, self.word);
+                    self.word = self.word.saturating_add(1);
+                    continue;
+                }
+                self.slab = None;
+            }
+            let (page, pages, span) = heap.span_at(self.page).ok().flatten()?;
+            self.page = self.page.saturating_add(pages);
+            match span {
+                Span::Free => {}
+                Span::Slab(slab) => (self.slab, self.word, self.bits) = (Some(slab), 0, 0),
+                Span::Large { lane } => {
+                    let size = u64::from(pages).checked_shl(tables.geometry.page_shift).unwrap_or(0);
+                    return BlockInfo::new(tables.page_start(page), size, true, lane);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The heap lock: one word in the region, and what its holder owes to those who died holding it.
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::attachment::Attachment;
+use crate::error::{Corruption, Error, Result};
+use crate::format::{LaneId, superblock};
+use crate::journal::Locked;
+use crate::recovery;
+use crate::sys::futex;
+use crate::sys::lock::{self, Taken, WAITERS, Word, World};
+
+/// How long a waiter sleeps before it asks whether the holder is alive (L3 of `sys::lock`).
+const SLICE: Duration = Duration::from_millis(1);
+/// How often a waiter looks at the word before it sleeps: about a microsecond, as long as a short operation takes.
+const SPINS: u32 = 64;
+
+impl Word for AtomicU32 {
+    fn load(&self) -> u32 {
+        AtomicU32::load(self, Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn swap_if(&self, from: u32, to: u32) -> bool {
+        self.compare_exchange_weak(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    #[inline]
+    fn clear(&self) -> u32 {
+        self.swap(0, Ordering::Release)
+    }
+}
+
+/// The world as a waiter of this attachment sees it.
+struct Waiter<'a> {
+    attachment: &'a Attachment,
+    started: Cell<Option<Instant>>,
+}
+
+impl Waiter<'_> {
+    fn waited(&self) -> Duration {
+        self.started.get().map_or(Duration::ZERO, |started| started.elapsed())
+    }
+}
+
+impl World for Waiter<'_> {
+    fn sleep(&self, expected: u32) -> bool {
+        let before = Instant::now();
+        self.started.set(self.started.get().or(Some(before)));
+        futex::wait(self.attachment.tables.lock(), expected, SLICE);
+        before.elapsed() >= SLICE
+    }
+
+    fn wake_one(&self) {
+        futex::wake(self.attachment.tables.lock(), 1);
+    }
+
+    fn seize(&self, lane: u32) -> bool {
+        // A word that names no lane was scribbled on; no token guards it, and nobody alive can hold it.
+        self.attachment.liveness.take(lane).unwrap_or(false)
+    }
+
+    fn give_back(&self, lane: u32) {
+        self.attachment.liveness.give_back(lane);
+    }
+
+    fn expired(&self) -> bool {
+        self.waited() >= self.attachment.lock_timeout
+    }
+
+    fn spins(&self) -> u32 {
+        SPINS
+    }
+
+    fn pause(&self) {
+        std::hint::spin_loop();
+    }
+}
+
+/// The heap lock, held until this is dropped.
+#[derive(Debug)]
+pub(super) struct HeapLock<'a> {
+    attachment: &'a Attachment,
+    locked: Locked,
+}
+
+impl Deref for HeapLock<'_> {
+    type Target = Locked;
+
+    fn deref(&self) -> &Locked {
+        &self.locked
+    }
+}
+
+impl Drop for HeapLock<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // A mistake of ours may have left an operation half done: whoever takes the lock next recovers.
+            self.attachment.tables.superblock(superblock::RECOVERING).store(1, Ordering::Relaxed);
+        }
+        let waiter = Waiter { attachment: self.attachment, started: Cell::new(None) };
+        lock::release(self.attachment.tables.lock(), &waiter);
+    }
+}
+
+impl Attachment {
+    /// Takes the heap lock for `lane`, whose token this attachment holds, and recovers if its last holder died.
+    pub(super) fn lock(&self, lane: LaneId) -> Result<HeapLock<'_>> {
+        self.lock_as(lane, false)
+    }
+
+    /// As [`Self::lock`]; `fresh` says that the lane's token was taken just now, so that its record, and even the lock,
+    /// may still be its dead predecessor's.
+    pub(super) fn lock_as(&self, lane: LaneId, fresh: bool) -> Result<HeapLock<'_>> {
+        if self.liveness.is_severed() {
+            return Err(Error::Severed);
+        }
+        let waiter = Waiter { attachment: self, started: Cell::new(None) };
+        let taken = lock::acquire(self.tables.lock(), &waiter, lane.token()).map_err(|holder| {
+            if holder > self.tables.geometry.lanes {
+                return Corruption::new("C14: the lock word names a lane that does not exist", superblock::LOCK).into();
+            }
+            let holder = LaneId::new(u16::try_from(holder).unwrap_or(u16::MAX));
+            let waited_ms = u64::try_from(waiter.waited().as_millis()).unwrap_or(u64::MAX);
+            Error::LockTimeout { holder_pid: self.pid_of(holder), waited_ms }
+        })?;
+        let lock = HeapLock { attachment: self, locked: Locked::assume() };
+        let recovering = self.tables.superblock(superblock::RECOVERING);
+        let seized = match taken {
+            Taken::FromDead(dead) => Some(dead).filter(|dead| *dead != lane.token()),
+            Taken::Free if recovering.load(Ordering::Relaxed) == 0 => {
+                if fresh && self.tables.lane(lane).is_some_and(|record| record.is_claimed()) {
+                    recovery::dead_lanes(self.ward(), &lock, Some(lane))?;
+                }
+                return Ok(lock);
+            }
+            Taken::Free => None,
+        };
+        recovering.store(1, Ordering::Relaxed);
+        // The seized token goes back first: `after_dead_holder` takes the tokens of all dead lanes, this one included.
+        // Nobody can use the lane meanwhile, because claiming one needs the heap lock.
+        if let Some(dead) = seized {
+            self.liveness.give_back(dead);
+        }
+        recovery::after_dead_holder(self.ward(), &lock, fresh.then_some(lane))?;
+        recovering.store(0, Ordering::Relaxed);
+        Ok(lock)
+    }
+
+    /// The lane that holds the heap lock now, for people.
+    pub(super) fn lock_holder(&self) -> Option<LaneId> {
+        let word = self.tables.lock().load(Ordering::Relaxed) & !WAITERS;
+        word.checked_sub(1).and_then(|lane| u16::try_from(lane).ok()).map(LaneId::new)
+    }
+}

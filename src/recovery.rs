@@ -1,0 +1,261 @@
+//! A lane died: finish or undo what it was doing, and make orphans of its slabs.
+//!
+//! Recovery runs under the heap lock, in one of two depths:
+//!
+//! - [`after_dead_holder`]: the lock was taken from a dead lane. The journal is replayed, everything derived is rebuilt,
+//!   armed intents are completed or undone, and then dead lanes are seen to.
+//! - [`dead_lanes`]: the lock was free. What is behind it is whole; only lanes that died outside of it are seen to.
+//!
+//! V1. Every step can be repeated from the start after a death in the middle, any number of times: a replayed journal
+//!     gives the same entries; an intent stays armed until its effect is whole; a dead lane's record stays claimed
+//!     until nothing is left of it; `RECOVERING` stays set until the end.
+//! V2. Who is dead is asked of [`Liveness`] alone, and a lane is seen to only by one who holds its token.
+//! V3. Intents are armed only under the heap lock. So whoever takes the lock from a dead holder finds none that belongs
+//!     to a living lane.
+//!
+//! Not here: how the lock changes hands (`sys::lock`, `heap::lock`).
+
+#![allow(clippy::arithmetic_side_effects, reason = "page numbers are below 2^31 and slots below 2^17")]
+
+use std::sync::atomic::Ordering;
+
+use crate::alloc::{Classes, Located, Slab, orphan, slab, span};
+use crate::error::{Corruption, Result};
+use crate::format::{Intent, IntentKind, LaneId, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock};
+use crate::journal::{self, Locked};
+use crate::sys::token::Liveness;
+
+/// What recovery works on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ward<'a> {
+    pub(crate) tables: &'a Tables,
+    pub(crate) classes: &'a Classes,
+    pub(crate) liveness: &'a dyn Liveness,
+}
+
+/// Lanes that are dead, by number.
+struct Dead(Vec<bool>);
+
+impl Dead {
+    fn none(tables: &Tables) -> Self {
+        Self(vec![false; tables.geometry.lanes as usize + 1])
+    }
+
+    fn insert(&mut self, lane: LaneId) {
+        if let Some(entry) = self.0.get_mut(usize::from(lane.get())) {
+            *entry = true;
+        }
+    }
+
+    fn contains(&self, lane: LaneId) -> bool {
+        self.0.get(usize::from(lane.get())).copied().unwrap_or(false)
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.0.iter().any(|dead| *dead)
+    }
+}
+
+/// Sees to everything that a dead holder of the heap lock left. `mine` is a lane whose token the caller has just taken and
+/// whose record may still be its dead predecessor's.
+pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, mine: Option<LaneId>) -> Result<()> {
+    let tables = ward.tables;
+    journal::replay(tables, locked)?;
+    span::rebuild_derived(tables, locked)?;
+    journal::clear(tables, locked);
+    for lane in tables.header.all_lanes() {
+        settle_intent(ward, locked, lane)?;
+    }
+    tables.superblock(superblock::MERGE_HOLD).store(0, Ordering::Release);
+    orphan::clear_lists(tables, locked, ward.classes);
+    let dead = gather(ward, mine)?;
+    // Orphans are listed anew together with the dead lanes' slabs.
+    let done = bury(ward, locked, &dead, true);
+    let_go(ward, &dead, mine);
+    done
+}
+
+/// Sees to lanes that died without holding the lock; returns how many there were.
+pub(crate) fn dead_lanes(ward: Ward<'_>, locked: &Locked, mine: Option<LaneId>) -> Result<u32> {
+    let dead = gather(ward, mine)?;
+    if dead.is_empty() {
+        return Ok(0);
+    }
+    let done = bury(ward, locked, &dead, false);
+    let_go(ward, &dead, mine);
+    done?;
+    Ok(dead.0.iter().map(|dead| u32::from(*dead)).sum())
+}
+
+/// Makes orphans of one lane's slabs and frees its record: what a lane does that leaves in good order, as a whole.
+pub(crate) fn retire_lanes(ward: Ward<'_>, locked: &Locked, lanes: &[LaneId]) -> Result<()> {
+    let mut leaving = Dead::none(ward.tables);
+    lanes.iter().for_each(|lane| leaving.insert(*lane));
+    bury(ward, locked, &leaving, false)
+}
+
+/// The dead among the claimed lanes, with their tokens taken.
+fn gather(ward: Ward<'_>, mine: Option<LaneId>) -> Result<Dead> {
+    let mut dead = Dead::none(ward.tables);
+    let is_claimed = |lane: &LaneId| ward.tables.lane(*lane).is_some_and(|record| record.is_claimed());
+    for lane in ward.tables.header.all_lanes().filter(is_claimed) {
+        let taken = |lane: LaneId| Ok(!ward.liveness.is_alive(lane.token())? && ward.liveness.take(lane.token())?);
+        match if mine == Some(lane) { Ok(true) } else { taken(lane) } {
+            Ok(true) => dead.insert(lane),
+            Ok(false) => {}
+            Err(error) => {
+                let_go(ward, &dead, mine);
+                return Err(error);
+            }
+        }
+    }
+    Ok(dead)
+}
+
+fn let_go(ward: Ward<'_>, dead: &Dead, mine: Option<LaneId>) {
+    for lane in ward.tables.header.all_lanes().filter(|lane| dead.contains(*lane) && mine != Some(*lane)) {
+        ward.liveness.give_back(lane.token());
+    }
+}
+
+/// Undoes the roots that dead lanes were constructing, makes orphans of their slabs, and frees their records, in this
+/// order: as long as a record is claimed, whoever comes next starts again.
+fn bury(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool) -> Result<()> {
+    let tables = ward.tables;
+    let constructing =
+        |lane: LaneId| tables.lane(lane).is_some_and(|record| record.constructing().load(Ordering::Acquire) != 0);
+    if tables.header.all_lanes().any(|lane| dead.contains(lane) && constructing(lane)) {
+        undo_constructions(ward, locked, dead)?;
+    }
+    let mut number = 0;
+    while number < tables.pages_high() {
+        let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
+        number += visit_span(ward, locked, dead, relist, page)?;
+    }
+    for lane in tables.header.all_lanes().filter(|lane| dead.contains(*lane)) {
+        if let Some(record) = tables.lane(lane) {
+            record.constructing().store(0, Ordering::Relaxed);
+            record.hints().store(0, Ordering::Relaxed);
+            record.claimed().store(0, Ordering::Release); // COMMIT: nothing is left of the lane
+        }
+    }
+    Ok(())
+}
+
+/// Sees to the span that starts at `page`; returns how many pages it has.
+fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: PageIndex) -> Result<u32> {
+    let tables = ward.tables;
+    let entry = tables.entry(page);
+    match entry.state() {
+        Some(PageState::Free) => Ok(1),
+        Some(PageState::Slab) => {
+            let slab = slab::slab_of(tables, ward.classes, page, entry)?;
+            if slab.head != page {
+                return Err(broken(tables, page));
+            }
+            if relist && entry.lane() == SHARED_LANE || has_dead_page(ward, dead, &slab)? {
+                orphan::disown(tables, locked, &slab)?;
+            }
+            Ok(slab.info.pages)
+        }
+        Some(PageState::Large) => {
+            if dead.contains(entry.lane()) {
+                tables.entry_word(page).store(entry.with_lane(SHARED_LANE).0, Ordering::Release);
+            }
+            Ok(entry.number().max(1))
+        }
+        Some(PageState::LargeTail) | None => Err(broken(tables, page)),
+    }
+}
+
+fn broken(tables: &Tables, page: PageIndex) -> crate::error::Error {
+    Corruption::new("a span does not start where the one before it ends", tables.entry_at(page)).into()
+}
+
+/// True if any page of the slab names a dead lane: one that died while it adopted or left the slab wrote only some.
+fn has_dead_page(ward: Ward<'_>, dead: &Dead, slab: &Slab<'_>) -> Result<bool> {
+    for distance in 0..slab.info.pages {
+        let page = ward.tables.page_from_region(slab.head.get() + distance, ward.tables.entry_at(slab.head))?;
+        let lane = ward.tables.entry(page).lane();
+        // An orphan has no lane to lose, even if somebody died who held the shared lane's token.
+        if !lane.is_shared() && dead.contains(lane) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Completes or undoes the intent of a lane, if it has one.
+fn settle_intent(ward: Ward<'_>, locked: &Locked, lane: LaneId) -> Result<()> {
+    let tables = ward.tables;
+    let Some(record) = tables.lane(lane) else { return Ok(()) };
+    let Some(Intent { kind, cell, block }) = record.intent() else { return Ok(()) };
+    if cell % 8 != 0 || cell >= tables.region.len() {
+        return Err(Corruption::new("an intent names a cell outside the region", record.at()).into());
+    }
+    let cell_word = tables.region.word(cell);
+    let published = cell_word.load(Ordering::Acquire) == block;
+    match kind {
+        // The block is the cell's: the operation is complete.
+        IntentKind::Allocate if published => {}
+        // Nobody was told of the block: undo.
+        IntentKind::Allocate => free_if_allocated(ward, locked, block)?,
+        // The block may be its living owner's to merge: not before the intent has ended.
+        IntentKind::Free => {
+            tables.superblock(superblock::MERGE_HOLD).store(1, Ordering::SeqCst);
+            if published {
+                cell_word.store(0, Ordering::Release);
+            }
+            free_if_allocated(ward, locked, block)?;
+        }
+    }
+    record.disarm();
+    tables.superblock(superblock::MERGE_HOLD).store(0, Ordering::Release);
+    Ok(())
+}
+
+/// Frees a block that an intent or a construction names, unless it is free already.
+///
+/// A block of a slab gets its remote bit, whoever owns the slab: that can be repeated, and needs no right to the free bits.
+fn free_if_allocated(ward: Ward<'_>, locked: &Locked, block: u64) -> Result<()> {
+    match slab::locate(ward.tables, ward.classes, block) {
+        Ok(Located::Block { slab, bit }) => {
+            if slab.is_allocated(ward.tables, bit) {
+                slab.free_remote(ward.tables, bit)?;
+                hint(ward.tables, &slab);
+            }
+            Ok(())
+        }
+        Ok(Located::Large { first, pages, .. }) => span::free(ward.tables, locked, first, pages),
+        // The span is gone already.
+        Err(crate::error::Error::InvalidOffset { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Tells a slab's owner that there is something to merge.
+pub(crate) fn hint(tables: &Tables, slab: &Slab<'_>) {
+    let bit = 1u64 << (slab.class.0 & 63);
+    if let Some(record) = tables.lane(slab.lane)
+        && record.hints().load(Ordering::Relaxed) & bit == 0
+    {
+        record.hints().fetch_or(bit, Ordering::SeqCst);
+    }
+}
+
+/// Frees the blocks of roots whose constructors are dead, and removes the roots.
+fn undo_constructions(ward: Ward<'_>, locked: &Locked, dead: &Dead) -> Result<()> {
+    let tables = ward.tables;
+    for record in (0..tables.geometry.root_slots).filter_map(|slot| tables.root(slot)) {
+        let lane = u16::try_from(record.lane().load(Ordering::Relaxed)).map(LaneId::new);
+        if record.state() == Some(RootState::Constructing) && lane.is_ok_and(|lane| dead.contains(lane)) {
+            let block = record.offset().load(Ordering::Relaxed);
+            if block != 0 {
+                free_if_allocated(ward, locked, block)?;
+                record.offset().store(0, Ordering::Release);
+            }
+            record.set_state(RootState::Removed);
+        }
+    }
+    Ok(())
+}

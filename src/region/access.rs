@@ -1,0 +1,280 @@
+//! Checked access to the region: words, bytes, and the memory behind them.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use super::Mapping;
+use crate::error::Result;
+use crate::sys::object::Object;
+
+/// The bytes of one attachment. Offsets into it are plain integers here; what may stand where is `format`'s business.
+#[derive(Debug)]
+pub(crate) struct Region {
+    base: NonNull<u8>,
+    len: u64,
+    /// What reserves and gives back memory; none for the caller's memory, which is all there from the start.
+    object: Option<Arc<Object>>,
+    os_page: u64,
+    mapping: Mapping,
+}
+
+// SAFETY: `base` points into `mapping`, which may be used from any thread; every access here is by atomic word, or a copy
+// made of atomic accesses.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+/// Bytes of a word.
+const WORD: u64 = 8;
+
+impl Region {
+    pub(crate) fn new(mapping: Mapping, object: Option<Arc<Object>>) -> Self {
+        let (base, len) = (mapping.base(), mapping.len());
+        Self { base, len, object, os_page: crate::sys::os_page_size(), mapping }
+    }
+
+    /// Bytes in the region.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// False if the mapping may only be read.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.mapping.is_writable()
+    }
+
+    /// The object behind the region, where there is one.
+    pub(crate) fn object(&self) -> Option<&Arc<Object>> {
+        self.object.as_ref()
+    }
+
+    /// The address of `at`, if `len` bytes from there lie in the region (R1).
+    #[inline]
+    fn address(&self, at: u64, len: u64) -> Option<NonNull<u8>> {
+        if at.checked_add(len)? > self.len {
+            return None;
+        }
+        let distance = usize::try_from(at).ok()?;
+        // SAFETY: R1 was checked above: the result lies in the mapping, or one past it when `len` is zero.
+        Some(unsafe { self.base.add(distance) })
+    }
+
+    /// The 64-bit word at `at`.
+    ///
+    /// # Panics
+    ///
+    /// If it does not lie in the region or is not aligned: places come from the layout, which was checked at attach, so
+    /// that would be a mistake of this library, not of the region's bytes.
+    #[inline]
+    pub(crate) fn word(&self, at: u64) -> &AtomicU64 {
+        assert!(at % WORD == 0 && at <= self.len.wrapping_sub(WORD), "a word's place comes from the checked layout");
+        // SAFETY: R1: `at + 8 <= len`; `len` is at least 8 for every region (attach refuses less than 64 KiB), so the
+        // subtraction above did not wrap.
+        let address = unsafe { self.base.as_ptr().add(at as usize) };
+        // SAFETY: R1 and R2 hold (asserted; the base is aligned to 4096); all access to shared words is atomic; the
+        // mapping outlives `self`.
+        unsafe { AtomicU64::from_ptr(address.cast()) }
+    }
+
+    /// The 32-bit word at `at`. Panics as [`Self::word`] does.
+    #[inline]
+    pub(crate) fn half(&self, at: u64) -> &AtomicU32 {
+        assert!(at % 4 == 0 && at <= self.len.wrapping_sub(WORD), "a word's place comes from the checked layout");
+        // SAFETY: R1 holds, as in `word`.
+        let address = unsafe { self.base.as_ptr().add(at as usize) };
+        // SAFETY: R1 and R2 hold, as in `word`.
+        unsafe { AtomicU32::from_ptr(address.cast()) }
+    }
+
+    /// The address of `at` in this process; `None` outside the region.
+    pub(crate) fn resolve(&self, at: u64) -> Option<NonNull<u8>> {
+        self.address(at, 1)
+    }
+
+    /// The offset of an address in this process; `None` outside the region.
+    pub(crate) fn offset_of(&self, address: NonNull<u8>) -> Option<u64> {
+        let distance = address.addr().get().checked_sub(self.base.addr().get())?;
+        u64::try_from(distance).ok().filter(|at| *at < self.len)
+    }
+
+    /// Copies `bytes` to `at`; false, and nothing is written, if they do not fit in the region.
+    ///
+    /// Word by word with relaxed atomics: another thread or process that writes there at the same time makes the
+    /// contents a mixture, never undefined behaviour.
+    pub(crate) fn copy_in(&self, at: u64, bytes: &[u8]) -> bool {
+        let Some(address) = self.address(at, as_u64(bytes.len())) else { return false };
+        let (head, words, tail) = split(at, bytes.len());
+        let (head, rest) = bytes.split_at(head);
+        let (middle, tail_bytes) = rest.split_at(rest.len().saturating_sub(tail));
+        debug_assert_eq!(middle.len(), words.saturating_mul(8), "the middle consists of whole words");
+        let mut cursor = Cursor(address);
+        head.iter().for_each(|byte| cursor.byte().store(*byte, Ordering::Relaxed));
+        for word in middle.as_chunks::<8>().0 {
+            cursor.word().store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+        }
+        tail_bytes.iter().for_each(|byte| cursor.byte().store(*byte, Ordering::Relaxed));
+        true
+    }
+
+    /// Copies from `at` to `bytes`; false, and nothing is read, if they do not lie in the region.
+    pub(crate) fn copy_out(&self, at: u64, bytes: &mut [u8]) -> bool {
+        let Some(address) = self.address(at, as_u64(bytes.len())) else { return false };
+        let (head, _, tail) = split(at, bytes.len());
+        let (head, rest) = bytes.split_at_mut(head);
+        let (middle, tail_bytes) = rest.split_at_mut(rest.len().saturating_sub(tail));
+        let mut cursor = Cursor(address);
+        head.iter_mut().for_each(|byte| *byte = cursor.byte().load(Ordering::Relaxed));
+        for word in middle.as_chunks_mut::<8>().0 {
+            *word = cursor.word().load(Ordering::Relaxed).to_ne_bytes();
+        }
+        tail_bytes.iter_mut().for_each(|byte| *byte = cursor.byte().load(Ordering::Relaxed));
+        true
+    }
+
+    /// Copies `len` bytes from one place to another, both multiples of 8 that do not overlap; false if either does not
+    /// lie in the region.
+    pub(crate) fn copy_within(&self, from: u64, to: u64, len: u64) -> bool {
+        let rounded = len.next_multiple_of(WORD);
+        let (Some(source), Some(target)) = (self.address(from, rounded), self.address(to, rounded)) else {
+            return false;
+        };
+        let (mut source, mut target) = (Cursor(source), Cursor(target));
+        for _ in 0..rounded / WORD {
+            target.word().store(source.word().load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Zeroes `len` bytes at `at`, a multiple of 8; false if they do not lie in the region.
+    pub(crate) fn zero(&self, at: u64, len: u64) -> bool {
+        let rounded = len.next_multiple_of(WORD);
+        let Some(address) = self.address(at, rounded) else { return false };
+        let mut cursor = Cursor(address);
+        for _ in 0..rounded / WORD {
+            cursor.word().store(0, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Reserves memory for these bytes, rounded outwards to OS pages, so that touching them cannot fail.
+    pub(crate) fn reserve(&self, at: u64, len: u64) -> Result<()> {
+        let Some(object) = &self.object else { return Ok(()) };
+        let (start, end) = self.outward(at, len);
+        if start == end {
+            return Ok(());
+        }
+        object.reserve(start, end.saturating_sub(start))?;
+        self.populate(start, end);
+        Ok(())
+    }
+
+    /// Gives the memory behind these bytes back, rounded inwards to OS pages; returns how many bytes those are.
+    pub(crate) fn give_back(&self, at: u64, len: u64) -> Result<u64> {
+        let Some(object) = &self.object else { return Ok(0) };
+        let start = at.next_multiple_of(self.os_page);
+        let end = at.saturating_add(len).min(self.len) / self.os_page * self.os_page;
+        if start >= end {
+            return Ok(0);
+        }
+        object.give_back(start, end.saturating_sub(start))?;
+        Ok(end.saturating_sub(start))
+    }
+
+    fn outward(&self, at: u64, len: u64) -> (u64, u64) {
+        let start = at / self.os_page * self.os_page;
+        let end = at.saturating_add(len).min(self.len).next_multiple_of(self.os_page).min(self.len);
+        (start.min(end), end)
+    }
+
+    /// Enters reserved pages into this process's page table in one call, which is cheaper than a fault for each.
+    fn populate(&self, start: u64, end: u64) {
+        let len = end.saturating_sub(start);
+        let (Some(address), Ok(len)) = (self.address(start, len), usize::try_from(len)) else { return };
+        // SAFETY: R1: the range lies in the mapping. The call fails on an old kernel, and changes no byte.
+        let _ = unsafe { libc::madvise(address.as_ptr().cast(), len, libc::MADV_POPULATE_WRITE) };
+    }
+}
+
+/// Splits `len` bytes that start at `at` into single bytes, whole aligned words, and single bytes.
+fn split(at: u64, len: usize) -> (usize, usize, usize) {
+    let head = usize::try_from(at.wrapping_neg() % WORD).unwrap_or(0).min(len);
+    let rest = len.saturating_sub(head);
+    (head, rest / 8, rest % 8)
+}
+
+/// A place that moves through bytes that `Region::address` has checked.
+struct Cursor(NonNull<u8>);
+
+impl Cursor {
+    #[inline]
+    fn advance(&mut self, count: usize) -> NonNull<u8> {
+        let here = self.0;
+        // SAFETY: R1: the copies above advance by no more than the length that `Region::address` checked.
+        self.0 = unsafe { here.add(count) };
+        here
+    }
+
+    #[inline]
+    fn byte<'a>(&mut self) -> &'a AtomicU8 {
+        let here = self.advance(1);
+        // SAFETY: R1 (see `advance`); a byte has no alignment; the mapping outlives the copy, which runs under `&Region`.
+        unsafe { AtomicU8::from_ptr(here.as_ptr()) }
+    }
+
+    #[inline]
+    fn word<'a>(&mut self) -> &'a AtomicU64 {
+        let here = self.advance(8);
+        // SAFETY: R1 (see `advance`) and R2: `split` put the words at multiples of 8.
+        unsafe { AtomicU64::from_ptr(here.as_ptr().cast()) }
+    }
+}
+
+fn as_u64(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Memory;
+    use super::*;
+
+    fn region() -> Region {
+        Region::new(Mapping::memory(Memory::zeroed(65_536).unwrap()), None)
+    }
+
+    #[test]
+    fn bytes_come_back_from_every_alignment_and_length() {
+        let region = region();
+        for at in 100..116u64 {
+            for len in 0..40usize {
+                let bytes: Vec<u8> = (1..=len).map(|byte| u8::try_from(byte).unwrap()).collect();
+                assert!(region.zero(96, 128));
+                assert!(region.copy_in(at, &bytes));
+                let mut back = vec![0; len + 2];
+                assert!(region.copy_out(at - 1, &mut back));
+                assert_eq!((back.first(), back.last()), (Some(&0), Some(&0)));
+                assert_eq!(&back[1..=len], bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn copies_beyond_the_end_are_refused() {
+        let region = region();
+        assert!(region.copy_in(65_535, &[1]));
+        assert!(!region.copy_in(65_535, &[1, 2]));
+        assert!(!region.copy_out(u64::MAX, &mut [0; 2]));
+        assert!(!region.zero(65_536, 8));
+        assert!(!region.copy_within(0, 65_536 - 8, 16));
+    }
+
+    #[test]
+    fn an_address_and_its_offset_lead_to_each_other() {
+        let region = region();
+        let address = region.resolve(4096).unwrap();
+        assert_eq!(region.offset_of(address), Some(4096));
+        assert_eq!(region.resolve(65_536), None);
+        assert_eq!(region.offset_of(NonNull::dangling()), None);
+    }
+}
