@@ -32,7 +32,9 @@ use std::sync::atomic::Ordering;
 
 use crate::alloc::{Classes, Slab, list, slab, span};
 use crate::error::{Corruption, Result};
-use crate::format::{HEADER_LEN, Header, LaneId, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock};
+use crate::format::{
+    CHUNK_PAGES, HEADER_LEN, Header, LaneId, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock,
+};
 use crate::journal;
 
 /// Checks every invariant; the first that is broken is the error.
@@ -69,7 +71,7 @@ fn check_superblock(tables: &Tables) -> Result<()> {
     }
     let high = tables.superblock(superblock::PAGES_HIGH).load(Ordering::Acquire);
     let pages = u64::from(tables.geometry.pages);
-    if high > pages || (high != pages && high % 512 != 0) {
+    if high > pages || (high != pages && !high.is_multiple_of(u64::from(CHUNK_PAGES))) {
         return broken("C2: the mark of pages in use is out of range", superblock::PAGES_HIGH);
     }
     if journal::is_armed(tables) || tables.superblock(superblock::MERGE_HOLD).load(Ordering::Acquire) != 0 {
@@ -202,7 +204,8 @@ fn check_roots(tables: &Tables) -> Result<()> {
         let Some(text) = name.text() else { return broken("C12: a root has no legal name", record.at()) };
         let end = tables.geometry.data_start + tables.geometry.data_len();
         let in_data = (tables.geometry.data_start..end).contains(&offset);
-        if !in_data && !(offset == 0 && state == Some(RootState::Constructing)) {
+        let has_none_yet = offset == 0 && state == Some(RootState::Constructing);
+        if !in_data && !has_none_yet {
             return broken("C12: a root leads outside the data", record.cell());
         }
         if !names.insert(text.to_owned()) {

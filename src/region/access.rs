@@ -15,7 +15,8 @@ pub(crate) struct Region {
     len: u64,
     /// What reserves and gives back memory; none for the caller's memory, which is all there from the start.
     object: Option<Arc<Object>>,
-    os_page: u64,
+    /// The kernel's page size less one.
+    os_page_mask: u64,
     mapping: Mapping,
 }
 
@@ -31,7 +32,7 @@ const WORD: u64 = 8;
 impl Region {
     pub(crate) fn new(mapping: Mapping, object: Option<Arc<Object>>) -> Self {
         let (base, len) = (mapping.base(), mapping.len());
-        Self { base, len, object, os_page: crate::sys::os_page_size(), mapping }
+        Self { base, len, object, os_page_mask: crate::sys::os_page_size().saturating_sub(1), mapping }
     }
 
     /// Bytes in the region.
@@ -68,7 +69,10 @@ impl Region {
     /// that would be a mistake of this library, not of the region's bytes.
     #[inline]
     pub(crate) fn word(&self, at: u64) -> &AtomicU64 {
-        assert!(at % WORD == 0 && at <= self.len.wrapping_sub(WORD), "a word's place comes from the checked layout");
+        assert!(
+            at.is_multiple_of(WORD) && at <= self.len.wrapping_sub(WORD),
+            "a word's place comes from the checked layout"
+        );
         // SAFETY: R1: `at + 8 <= len`; `len` is at least 8 for every region (attach refuses less than 64 KiB), so the
         // subtraction above did not wrap.
         let address = unsafe { self.base.as_ptr().add(at as usize) };
@@ -80,7 +84,7 @@ impl Region {
     /// The 32-bit word at `at`. Panics as [`Self::word`] does.
     #[inline]
     pub(crate) fn half(&self, at: u64) -> &AtomicU32 {
-        assert!(at % 4 == 0 && at <= self.len.wrapping_sub(WORD), "a word's place comes from the checked layout");
+        assert!(at.is_multiple_of(4) && at <= self.len.wrapping_sub(WORD), "a word's place comes from the checked layout");
         // SAFETY: R1 holds, as in `word`.
         let address = unsafe { self.base.as_ptr().add(at as usize) };
         // SAFETY: R1 and R2 hold, as in `word`.
@@ -172,8 +176,8 @@ impl Region {
     /// Gives the memory behind these bytes back, rounded inwards to OS pages; returns how many bytes those are.
     pub(crate) fn give_back(&self, at: u64, len: u64) -> Result<u64> {
         let Some(object) = &self.object else { return Ok(0) };
-        let start = at.next_multiple_of(self.os_page);
-        let end = at.saturating_add(len).min(self.len) / self.os_page * self.os_page;
+        let start = at.saturating_add(self.os_page_mask) & !self.os_page_mask;
+        let end = at.saturating_add(len).min(self.len) & !self.os_page_mask;
         if start >= end {
             return Ok(0);
         }
@@ -182,8 +186,9 @@ impl Region {
     }
 
     fn outward(&self, at: u64, len: u64) -> (u64, u64) {
-        let start = at / self.os_page * self.os_page;
-        let end = at.saturating_add(len).min(self.len).next_multiple_of(self.os_page).min(self.len);
+        let start = at & !self.os_page_mask;
+        let end = at.saturating_add(len).saturating_add(self.os_page_mask).min(self.len);
+        let end = if end == self.len { end } else { end & !self.os_page_mask };
         (start.min(end), end)
     }
 
