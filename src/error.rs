@@ -10,7 +10,7 @@
 use std::fmt;
 
 /// Result of a call to this library.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A place in the region whose bytes contradict the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

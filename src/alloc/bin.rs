@@ -17,8 +17,11 @@ use std::sync::atomic::Ordering;
 use super::list::{self, Kind, PrivateEnds};
 use super::slab::{BlockBit, Slab, slab_of};
 use super::{Class, Classes};
-use crate::error::{Corruption, Result};
+use crate::error::{Corruption, Error};
 use crate::format::{CLASSES_MAX, ClassIndex, LaneId, PageIndex, PageState, Tables, superblock};
+
+/// Small, unlike the library's own `Result`: most of these calls are on paths that allocate or free blocks.
+type Result<T, E = Corruption> = std::result::Result<T, E>;
 
 /// How many full slabs are looked through, at most, for blocks that others have freed, each time that a bin runs dry. If
 /// one in eight has some, memory grows by no more than an eighth for not looking further.
@@ -31,6 +34,19 @@ pub(crate) enum Freed {
     Kept,
     /// It is wholly free and in no list: the caller gives its span back (or puts it back with [`Bins::own`]).
     Emptied,
+}
+
+/// What [`Bins::free_hot`] did.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hot {
+    /// Nothing: the block is no allocated one of this lane's slabs.
+    NotHere,
+    /// Freed it.
+    Freed,
+    /// Freed it, and its slab is [`Freed::Emptied`].
+    Emptied(PageIndex, ClassIndex),
+    /// Freed it, and found that a list of this lane is damaged.
+    Damaged(u64),
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +158,7 @@ impl Bins {
                 return Ok(true);
             }
         }
-        Err(Corruption::new("a lane's list of slabs with room has no end", tables.geometry.data_start).into())
+        Err(Corruption::new("a lane's list of slabs with room has no end", tables.geometry.data_start))
     }
 
     /// Makes a slab that stands in no list the current one; true if it has a free block.
@@ -175,7 +191,7 @@ impl Bins {
                 bin.full_count.set(bin.full_count.get().saturating_sub(1));
                 list::remove(tables, &bin.full, Kind::Full, slab.head)
             }
-            Kind::Orphans => Err(Corruption::new("a lane's slab is linked as an orphan", tables.link_at(slab.head)).into()),
+            Kind::Orphans => Err(Corruption::new("a lane's slab is linked as an orphan", tables.link_at(slab.head))),
         }
     }
 
@@ -236,19 +252,50 @@ impl Bins {
         let is_mine = entry.state() == Some(PageState::Slab) && entry.lane() == self.lane() && entry.class() == class;
         if !is_mine || entry.number() != 0 {
             let what = "a lane's list leads to a page that is no slab of that lane and class";
-            return Err(Corruption::new(what, tables.entry_at(head)).into());
+            return Err(Corruption::new(what, tables.entry_at(head)));
         }
         slab_of(tables, classes, head, entry).map(Some)
     }
 
-    /// Frees a block of a slab of this lane.
+    /// Frees a block of a slab of this lane, on the shortest way that there is: no error is made here. `NotHere` says that
+    /// nothing was done, and that the caller has to find out why.
     #[inline]
-    pub(crate) fn free(&self, tables: &Tables, slab: &Slab<'_>, bit: BlockBit) -> Result<Freed> {
+    pub(crate) fn free_hot(&self, tables: &Tables, classes: &Classes, offset: u64) -> Hot {
+        let Some(page) = tables.page_at(offset) else { return Hot::NotHere };
+        let entry = tables.entry(page);
+        if !entry.is_slab_of(self.lane.get()) {
+            return Hot::NotHere;
+        }
+        let Ok(slab) = slab_of(tables, classes, page, entry) else { return Hot::NotHere };
+        let Some(bit) = slab.block_bit(tables, offset) else { return Hot::NotHere };
+        let Some((before, after)) = slab.try_free_own(tables, bit) else { return Hot::NotHere };
+        let had_room = before & slab.info.mask(bit.word) != 0;
+        let may_be_empty = after == u64::MAX && self.bin(slab.class).current.get() != slab.head.link();
+        if had_room && !may_be_empty {
+            return Hot::Freed;
+        }
+        match self.settle(tables, &slab, had_room, may_be_empty) {
+            Ok(Freed::Kept) => Hot::Freed,
+            Ok(Freed::Emptied) => Hot::Emptied(slab.head, slab.class),
+            Err(corruption) => Hot::Damaged(corruption.at),
+        }
+    }
+
+    /// Frees a block of a slab of this lane.
+    pub(crate) fn free(&self, tables: &Tables, slab: &Slab<'_>, bit: BlockBit) -> Result<Freed, Error> {
         let (before, after) = slab.free_own(tables, bit)?;
-        if before & slab.info.mask(bit.word) == 0 {
+        let had_room = before & slab.info.mask(bit.word) != 0;
+        let may_be_empty = after == u64::MAX && self.bin(slab.class).current.get() != slab.head.link();
+        Ok(self.settle(tables, slab, had_room, may_be_empty)?)
+    }
+
+    /// After a block was freed: puts its slab where it belongs now. The current slab stays current even if it is empty;
+    /// callers ask for that first, so that a hot pair of calls does not look through its words each time.
+    fn settle(&self, tables: &Tables, slab: &Slab<'_>, had_room: bool, may_be_empty: bool) -> Result<Freed> {
+        if !had_room {
             self.has_room_again(tables, slab)?;
         }
-        if after == u64::MAX && slab.is_wholly_free(tables) {
+        if may_be_empty && slab.is_wholly_free(tables) {
             return self.emptied(tables, slab);
         }
         Ok(Freed::Kept)
@@ -264,11 +311,11 @@ impl Bins {
         list::push_back(tables, &bin.room, Kind::Room, slab.head)
     }
 
-    /// A slab is wholly free: the current one stays, one is kept, others go.
+    /// A slab other than the current one is wholly free: one such is kept, others go.
     fn emptied(&self, tables: &Tables, slab: &Slab<'_>) -> Result<Freed> {
         let bin = self.bin(slab.class);
         let link = slab.head.link();
-        if bin.current.get() == link || bin.kept.get() == link {
+        if bin.kept.get() == link {
             return Ok(Freed::Kept);
         }
         self.unlist(tables, slab)?;
@@ -300,12 +347,12 @@ impl Bins {
         &self,
         tables: &Tables,
         classes: &Classes,
-        mut give_back: impl FnMut(&Slab<'_>) -> Result<()>,
-    ) -> Result<()> {
+        mut give_back: impl FnMut(&Slab<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         for class in classes.indices() {
             self.for_each_slab(tables, classes, class, |slab| {
                 slab.merge_all(tables);
-                if slab.is_wholly_free(tables) { give_back(slab) } else { self.own(tables, slab) }
+                if slab.is_wholly_free(tables) { give_back(slab) } else { Ok(self.own(tables, slab)?) }
             })?;
         }
         Ok(())
@@ -316,8 +363,8 @@ impl Bins {
         &self,
         tables: &Tables,
         classes: &Classes,
-        mut f: impl FnMut(&Slab<'_>) -> Result<()>,
-    ) -> Result<()> {
+        mut f: impl FnMut(&Slab<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         classes.indices().try_for_each(|class| self.for_each_slab(tables, classes, class, &mut f))
     }
 
@@ -327,8 +374,8 @@ impl Bins {
         tables: &Tables,
         classes: &Classes,
         class: ClassIndex,
-        mut f: impl FnMut(&Slab<'_>) -> Result<()>,
-    ) -> Result<()> {
+        mut f: impl FnMut(&Slab<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let bin = self.bin(class);
         bin.copy.set(0);
         bin.to_scan.set(0);
@@ -360,7 +407,6 @@ impl Bins {
 
     /// The class's figures, for callers that have only its index.
     pub(crate) fn class_info<'a>(classes: &'a Classes, class: ClassIndex, tables: &Tables) -> Result<&'a Class> {
-        let corrupt = || Corruption::new("the header has no such size class", tables.geometry.data_start);
-        classes.get(class).ok_or_else(|| corrupt().into())
+        classes.get(class).ok_or(Corruption::new("the header has no such size class", tables.geometry.data_start))
     }
 }

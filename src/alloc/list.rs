@@ -13,8 +13,11 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::error::{Corruption, Result};
+use crate::error::Corruption;
 use crate::format::{PageIndex, Tables};
+
+/// Small, unlike the library's own `Result`: these calls are on paths that free blocks.
+type Result<T> = std::result::Result<T, Corruption>;
 
 const NUMBER: u64 = (1 << 31) - 1;
 
@@ -157,7 +160,7 @@ pub(crate) fn remove(tables: &Tables, ends: &impl Ends, kind: Kind, page: PageIn
     let at = tables.link_at(page);
     let link = Link::load(tables, page);
     if link.kind != kind {
-        return Err(Corruption::new("a slab's link names another list than the one it stands in", at).into());
+        return Err(Corruption::new("a slab's link names another list than the one it stands in", at));
     }
     let next = tables.linked_page(link.next, at)?;
     match tables.linked_page(link.previous, at)? {

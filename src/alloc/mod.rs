@@ -36,6 +36,6 @@ pub(crate) mod slab;
 pub(crate) mod span;
 mod summary;
 
-pub(crate) use bin::{Bins, Freed};
+pub(crate) use bin::{Bins, Freed, Hot};
 pub(crate) use size_class::{Class, Classes};
 pub(crate) use slab::{Located, Slab};

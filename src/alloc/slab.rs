@@ -45,19 +45,22 @@ pub(crate) fn locate<'a>(tables: &Tables, classes: &'a Classes, offset: u64) -> 
     let entry = tables.entry(page);
     if entry.state() == Some(PageState::Slab) {
         let slab = slab_of(tables, classes, page, entry)?;
-        let distance = offset.wrapping_sub(tables.page_start(slab.head));
-        let (index, rest) = slab.info.index_of(distance);
-        if rest != 0 || index >= slab.info.blocks {
-            return Err(inside(tables, &slab, offset, index));
-        }
-        return Ok(Located::Block { slab, bit: BlockBit { word: index / 64, mask: 1 << (index % 64) } });
+        return match slab.block_bit(tables, offset) {
+            Some(bit) => Ok(Located::Block { slab, bit }),
+            None => Err(inside(tables, &slab, offset)),
+        };
     }
     locate_large(tables, page, entry, offset)
 }
 
 /// The slab to which a page with this entry belongs.
 #[inline]
-pub(crate) fn slab_of<'a>(tables: &Tables, classes: &'a Classes, page: PageIndex, entry: PageEntry) -> Result<Slab<'a>> {
+pub(crate) fn slab_of<'a>(
+    tables: &Tables,
+    classes: &'a Classes,
+    page: PageIndex,
+    entry: PageEntry,
+) -> Result<Slab<'a>, Corruption> {
     let corrupt = |what| Corruption::new(what, tables.entry_at(page));
     let info = classes.get(entry.class()).ok_or_else(|| corrupt("a page entry names a size class that the heap has not"))?;
     let head = Tables::page_before(page, entry.number()).filter(|_| entry.number() < info.pages);
@@ -73,7 +76,8 @@ fn not_in_use(tables: &Tables, offset: u64) -> Error {
 }
 
 #[cold]
-fn inside(tables: &Tables, slab: &Slab<'_>, offset: u64, index: u32) -> Error {
+fn inside(tables: &Tables, slab: &Slab<'_>, offset: u64) -> Error {
+    let (index, _) = slab.info.index_of(offset.wrapping_sub(tables.page_start(slab.head)));
     if index >= slab.info.blocks {
         return invalid(offset, OffsetFault::NotAllocated);
     }
@@ -108,6 +112,12 @@ fn locate_large<'a>(tables: &Tables, page: PageIndex, entry: PageEntry, offset: 
 }
 
 impl Slab<'_> {
+    /// The free word and the remote word of 64 blocks.
+    #[inline]
+    fn words<'t>(&self, tables: &'t Tables, word: u32) -> (&'t AtomicU64, &'t AtomicU64) {
+        tables.region.two_words(tables.slab_word_at(self.head, word))
+    }
+
     /// The free word of 64 blocks.
     #[inline]
     pub(crate) fn free_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
@@ -118,6 +128,14 @@ impl Slab<'_> {
     #[inline]
     pub(crate) fn remote_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
         tables.region.word(tables.slab_word_at(self.head, word) + 8)
+    }
+
+    /// The bits of the block that starts at `offset`, which lies in the slab; `None` if none starts there.
+    #[inline]
+    pub(crate) fn block_bit(&self, tables: &Tables, offset: u64) -> Option<BlockBit> {
+        let (index, rest) = self.info.index_of(offset.wrapping_sub(tables.page_start(self.head)));
+        let starts_there = rest == 0 && index < self.info.blocks;
+        starts_there.then_some(BlockBit { word: index / 64, mask: 1 << (index % 64) })
     }
 
     /// Where block `index` starts.
@@ -133,16 +151,14 @@ impl Slab<'_> {
     /// A1.
     #[inline]
     pub(crate) fn is_allocated(&self, tables: &Tables, bit: BlockBit) -> bool {
-        let free = self.free_word(tables, bit.word).load(Ordering::Acquire);
-        let remote = self.remote_word(tables, bit.word).load(Ordering::Acquire);
-        (free | remote) & bit.mask == 0
+        let (free, remote) = self.words(tables, bit.word);
+        (free.load(Ordering::Acquire) | remote.load(Ordering::Acquire)) & bit.mask == 0
     }
 
     /// Allocated blocks among the 64 of a word, as bits.
     pub(crate) fn allocated(&self, tables: &Tables, word: u32) -> u64 {
-        let free = self.free_word(tables, word).load(Ordering::Acquire);
-        let remote = self.remote_word(tables, word).load(Ordering::Acquire);
-        !(free | remote) & self.info.mask(word)
+        let (free, remote) = self.words(tables, word);
+        !(free.load(Ordering::Acquire) | remote.load(Ordering::Acquire)) & self.info.mask(word)
     }
 
     /// Number of allocated blocks.
@@ -160,18 +176,22 @@ impl Slab<'_> {
     }
 
     /// Frees a block of a slab whose free bits the caller may write (A2). Returns the free word before and after.
-    #[inline]
     pub(crate) fn free_own(&self, tables: &Tables, bit: BlockBit) -> Result<(u64, u64)> {
-        let free = self.free_word(tables, bit.word);
+        self.try_free_own(tables, bit).ok_or_else(|| self.double_free(tables, bit))
+    }
+
+    /// As [`Self::free_own`]; `None` if the block is free already.
+    #[inline]
+    pub(crate) fn try_free_own(&self, tables: &Tables, bit: BlockBit) -> Option<(u64, u64)> {
+        let (free, remote) = self.words(tables, bit.word);
         let before = free.load(Ordering::Relaxed);
-        let remote = self.remote_word(tables, bit.word).load(Ordering::Relaxed);
-        if (before | remote) & bit.mask != 0 {
-            return Err(self.double_free(tables, bit));
+        if (before | remote.load(Ordering::Relaxed)) & bit.mask != 0 {
+            return None;
         }
         // ORDERING O1: Release, so that what was done with the block stays before its reuse; pairs with the Acquire in
-        // `merge` and in `take_word` of whoever owns the slab next.
+        // `merge` of whoever owns the slab next.
         free.store(before | bit.mask, Ordering::Release); // COMMIT
-        Ok((before, before | bit.mask))
+        Some((before, before | bit.mask))
     }
 
     /// Frees a block of another lane's slab.
@@ -201,8 +221,7 @@ impl Slab<'_> {
     /// repeat that free, and could not tell the block from one that was allocated again.
     #[inline]
     pub(crate) fn merge(&self, tables: &Tables, word: u32) -> u64 {
-        let free = self.free_word(tables, word);
-        let remote = self.remote_word(tables, word);
+        let (free, remote) = self.words(tables, word);
         let now = free.load(Ordering::Acquire);
         // ORDERING O4: the remote bits are read before the hold: who sees a bit that an intent set sees the hold too,
         // which was raised before it.

@@ -127,7 +127,7 @@ fn find(tables: &Tables, locked: &Locked, count: PageCount) -> Result<PageIndex>
             start
         }
     };
-    tables.page_from_region(found, superblock::PAGES_HIGH)
+    Ok(tables.page_from_region(found, superblock::PAGES_HIGH)?)
 }
 
 /// The error for a request of `requested` bytes that found no room.

@@ -107,6 +107,12 @@ impl PageEntry {
         }
     }
 
+    /// True for a page of a slab that belongs to `lane`: both are asked in one comparison.
+    #[inline]
+    pub(crate) fn is_slab_of(self, lane: LaneId) -> bool {
+        self.0 & 0xffff_000f == 1 | u64::from(lane.get()) << 16
+    }
+
     #[inline]
     pub(crate) fn class(self) -> ClassIndex {
         ClassIndex((self.0 >> 8) as u8)

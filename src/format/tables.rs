@@ -6,7 +6,7 @@ use super::geometry::{CHUNK_PAGES, Geometry, SUMMARY_LEN};
 use super::lane::{LANE_RECORD_LEN, LaneId, LaneRecord};
 use super::root::{ROOT_RECORD_LEN, RootRecord};
 use super::{ClassIndex, Header, PageEntry, PageIndex, superblock};
-use crate::error::{Corruption, Result};
+use crate::error::{Corruption, Error};
 use crate::region::Region;
 
 /// A region and the places of its tables.
@@ -64,13 +64,12 @@ impl Tables {
     }
 
     /// As [`Self::page`], for a number that the region itself holds at `at`.
-    pub(crate) fn page_from_region(&self, number: u32, at: u64) -> Result<PageIndex> {
-        let page = self.page(number);
-        page.ok_or_else(|| Corruption::new("a link leads to a page that is not in use", at).into())
+    pub(crate) fn page_from_region(&self, number: u32, at: u64) -> Result<PageIndex, Corruption> {
+        self.page(number).ok_or(Corruption::new("a link leads to a page that is not in use", at))
     }
 
     /// The page that a link names; `None` for the zero link.
-    pub(crate) fn linked_page(&self, link: u32, at: u64) -> Result<Option<PageIndex>> {
+    pub(crate) fn linked_page(&self, link: u32, at: u64) -> Result<Option<PageIndex>, Corruption> {
         link.checked_sub(1).map(|number| self.page_from_region(number, at)).transpose()
     }
 
@@ -186,7 +185,7 @@ impl Tables {
     }
 
     /// Reserves the tables of the pages below `high`, given that those of the pages below `from` are reserved.
-    pub(crate) fn reserve_tables(&self, from: u32, high: u32) -> Result<()> {
+    pub(crate) fn reserve_tables(&self, from: u32, high: u32) -> Result<(), Error> {
         let (from, high) = (u64::from(from), u64::from(high));
         let geometry = &self.geometry;
         let (from_bits, high_bits) = (from / 64 * 8, high.div_ceil(64) * 8);
@@ -252,7 +251,7 @@ impl Tables {
     }
 
     /// A root's record; reserves its memory where that was not done yet. Under the heap lock.
-    pub(crate) fn reserve_root(&self, slot: u32) -> Result<RootRecord<'_>> {
+    pub(crate) fn reserve_root(&self, slot: u32) -> Result<RootRecord<'_>, Error> {
         let (word, bit) = self.root_reserved_bit(slot);
         let at = self.root_at(slot);
         if word.load(Ordering::Acquire) & bit == 0 {

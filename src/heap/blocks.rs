@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use super::Heap;
 use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
-use crate::alloc::{Bins, Class, Freed, Located, Slab, large, orphan, slab, span};
+use crate::alloc::{Bins, Class, Freed, Hot, Located, Slab, large, orphan, slab, span};
 use crate::error::{Corruption, Error, OffsetFault, Result};
-use crate::format::{ClassIndex, LaneId, PageState, SHARED_LANE, superblock};
+use crate::format::{ClassIndex, LaneId, PageIndex, PageState, SHARED_LANE, superblock};
 use crate::journal::Locked;
 use crate::recovery;
 use crate::region::Offset;
@@ -112,18 +112,13 @@ impl Heap {
     #[inline]
     pub fn deallocate(&self, block: Offset) -> Result<()> {
         let attachment = &*self.attachment;
-        if let Located::Block { slab, bit } = slab::locate(&attachment.tables, &attachment.classes, block.get())? {
-            let freed = attachment
-                .key
-                .with(|seat| (seat.bins.lane() == slab.lane).then(|| seat.bins.free(&attachment.tables, &slab, bit)));
-            match freed.flatten() {
-                Some(Ok(Freed::Kept)) => return Ok(()),
-                Some(Ok(Freed::Emptied)) => return attachment.give_back_emptied(&slab),
-                Some(Err(error)) => return Err(error),
-                None => {}
-            }
+        let free = |seat: &LaneSeat| seat.bins.free_hot(&attachment.tables, &attachment.classes, block.get());
+        match attachment.key.with(free) {
+            Some(Hot::Freed) => Ok(()),
+            Some(Hot::NotHere) | None => self.deallocate_slow(block.get()),
+            Some(Hot::Emptied(head, class)) => attachment.give_back_emptied(head, class),
+            Some(Hot::Damaged(at)) => Err(Corruption::new("a lane's list of slabs is damaged", at).into()),
         }
-        self.deallocate_slow(block.get())
     }
 
     /// Changes a block's size, keeping its first bytes. Returns where it stands now: at the same place if its size class or
@@ -378,14 +373,19 @@ impl Attachment {
         }
     }
 
-    /// Gives back the span of a slab that has become wholly free and stands in no list. The block that was freed is free
-    /// whatever happens here: without the lock, the slab stays with its lane.
+    /// Gives back the span of a slab of the calling thread's lane that has become wholly free and stands in no list. The
+    /// block that was freed is free whatever happens here: without the lock, the slab stays with its lane.
     #[cold]
-    fn give_back_emptied(&self, slab: &Slab<'_>) -> Result<()> {
-        match self.lock(slab.lane) {
-            Ok(lock) => self.free_span_of(&lock, slab),
-            Err(_) => self.key.with(|seat| seat.bins.own(&self.tables, slab)).unwrap_or(Ok(())),
-        }
+    fn give_back_emptied(&self, head: PageIndex, class: ClassIndex) -> Result<()> {
+        let info = Bins::class_info(&self.classes, class, &self.tables)?;
+        let give_back = |seat: &LaneSeat| {
+            let slab = Slab { head, class, info, lane: seat.bins.lane() };
+            match self.lock(slab.lane) {
+                Ok(lock) => self.free_span_of(&lock, &slab),
+                Err(_) => Ok(seat.bins.own(&self.tables, &slab)?),
+            }
+        };
+        self.key.with(give_back).unwrap_or(Ok(()))
     }
 
     /// Frees a block that needs the lock, or a lane: a large one, an orphan's, or one whose slab is changing hands.
@@ -397,7 +397,7 @@ impl Attachment {
             {
                 return match seat.bins.free(&self.tables, &slab, bit)? {
                     Freed::Kept => Ok(()),
-                    Freed::Emptied => self.give_back_emptied(&slab),
+                    Freed::Emptied => self.give_back_emptied(slab.head, slab.class),
                 };
             }
             let lock = self.lock_for(caller)?;

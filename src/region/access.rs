@@ -81,6 +81,23 @@ impl Region {
         unsafe { AtomicU64::from_ptr(address.cast()) }
     }
 
+    /// The two 64-bit words at `at` and behind it. Panics as [`Self::word`] does.
+    #[inline]
+    pub(crate) fn two_words(&self, at: u64) -> (&AtomicU64, &AtomicU64) {
+        assert!(
+            at.is_multiple_of(WORD) && at <= self.len.wrapping_sub(2 * WORD),
+            "a word's place comes from the checked layout"
+        );
+        // SAFETY: R1: `at + 16 <= len`, and regions are longer than that, as in `word`.
+        let first = unsafe { self.base.as_ptr().add(at as usize) };
+        // SAFETY: R1 as above.
+        let second = unsafe { first.add(8) };
+        // SAFETY: R1 and R2 hold, as in `word`.
+        let first = unsafe { AtomicU64::from_ptr(first.cast()) };
+        // SAFETY: as for the first.
+        (first, unsafe { AtomicU64::from_ptr(second.cast()) })
+    }
+
     /// The 32-bit word at `at`. Panics as [`Self::word`] does.
     #[inline]
     pub(crate) fn half(&self, at: u64) -> &AtomicU32 {
