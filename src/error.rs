@@ -354,15 +354,6 @@ pub enum Error {
     #[error("this process was forked and could not reopen the region (is /proc mounted?); open the heap anew in the child")]
     Severed,
 
-    /// A constructor given to `find_or_construct` failed; what had been allocated for it was freed again.
-    #[error("the constructor of root {name:?} failed: {message}")]
-    Constructor {
-        /// The root that was to be constructed.
-        name: String,
-        /// What the constructor said.
-        message: String,
-    },
-
     /// A system call failed in a way that has no variant of its own.
     #[error("{call} failed: {}", std::io::Error::from_raw_os_error(*errno))]
     System {

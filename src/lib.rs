@@ -64,3 +64,8 @@ mod sys;
 pub use error::{Corruption, Error, OffsetFault, Result, Shortage};
 pub use heap::{BlockInfo, Blocks, ClassStats, Heap, LaneInfo, Options, OwnerTrust, RootInfo, Stats};
 pub use region::{Memory, Offset};
+
+/// The README's program, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

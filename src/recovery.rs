@@ -125,12 +125,12 @@ fn bury(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool) -> Result<()
     let constructing =
         |lane: LaneId| tables.lane(lane).is_some_and(|record| record.constructing().load(Ordering::Acquire) != 0);
     if tables.header.all_lanes().any(|lane| dead.contains(lane) && constructing(lane)) {
-        undo_constructions(ward, locked, dead)?;
+        undo_constructions(ward, locked, dead, !relist)?;
     }
     let mut number = 0;
     while number < tables.pages_high() {
         let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
-        number += visit_span(ward, locked, dead, relist, page)?;
+        number = number.saturating_add(visit_span(ward, locked, dead, relist, page)?);
     }
     for lane in tables.header.all_lanes().filter(|lane| dead.contains(*lane)) {
         if let Some(record) = tables.lane(lane) {
@@ -199,14 +199,14 @@ fn settle_intent(ward: Ward<'_>, locked: &Locked, lane: LaneId) -> Result<()> {
         // The block is the cell's: the operation is complete.
         IntentKind::Allocate if published => {}
         // Nobody was told of the block: undo.
-        IntentKind::Allocate => free_if_allocated(ward, locked, block)?,
+        IntentKind::Allocate => free_if_allocated(ward, locked, block, false)?,
         // The block may be its living owner's to merge: not before the intent has ended.
         IntentKind::Free => {
             tables.superblock(superblock::MERGE_HOLD).store(1, Ordering::SeqCst);
             if published {
                 cell_word.store(0, Ordering::Release);
             }
-            free_if_allocated(ward, locked, block)?;
+            free_if_allocated(ward, locked, block, false)?;
         }
     }
     record.disarm();
@@ -217,13 +217,17 @@ fn settle_intent(ward: Ward<'_>, locked: &Locked, lane: LaneId) -> Result<()> {
 /// Frees a block that an intent or a construction names, unless it is free already.
 ///
 /// A block of a slab gets its remote bit, whoever owns the slab: that can be repeated, and needs no right to the free bits.
-fn free_if_allocated(ward: Ward<'_>, locked: &Locked, block: u64) -> Result<()> {
+/// The owner merges it, or the relisting that follows. Where the orphans' lists are sound and stay as they are
+/// (`lists_are_sound`), an orphan's block is freed in place.
+fn free_if_allocated(ward: Ward<'_>, locked: &Locked, block: u64, lists_are_sound: bool) -> Result<()> {
     match slab::locate(ward.tables, ward.classes, block) {
+        Ok(Located::Block { slab, bit }) if !slab.is_allocated(ward.tables, bit) => Ok(()),
+        Ok(Located::Block { slab, bit }) if lists_are_sound && slab.lane == SHARED_LANE => {
+            orphan::free(ward.tables, locked, &slab, bit)
+        }
         Ok(Located::Block { slab, bit }) => {
-            if slab.is_allocated(ward.tables, bit) {
-                slab.free_remote(ward.tables, bit)?;
-                hint(ward.tables, &slab);
-            }
+            slab.free_remote(ward.tables, bit)?;
+            hint(ward.tables, &slab);
             Ok(())
         }
         Ok(Located::Large { first, pages, .. }) => span::free(ward.tables, locked, first, pages),
@@ -244,14 +248,14 @@ pub(crate) fn hint(tables: &Tables, slab: &Slab<'_>) {
 }
 
 /// Frees the blocks of roots whose constructors are dead, and removes the roots.
-fn undo_constructions(ward: Ward<'_>, locked: &Locked, dead: &Dead) -> Result<()> {
+fn undo_constructions(ward: Ward<'_>, locked: &Locked, dead: &Dead, lists_are_sound: bool) -> Result<()> {
     let tables = ward.tables;
     for record in (0..tables.geometry.root_slots).filter_map(|slot| tables.root(slot)) {
         let lane = u16::try_from(record.lane().load(Ordering::Relaxed)).map(LaneId::new);
         if record.state() == Some(RootState::Constructing) && lane.is_ok_and(|lane| dead.contains(lane)) {
             let block = record.offset().load(Ordering::Relaxed);
             if block != 0 {
-                free_if_allocated(ward, locked, block)?;
+                free_if_allocated(ward, locked, block, lists_are_sound)?;
                 record.offset().store(0, Ordering::Release);
             }
             record.set_state(RootState::Removed);

@@ -11,7 +11,7 @@ use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
 use crate::alloc::{Bins, Class, Freed, Hot, Located, Slab, large, orphan, slab, span};
 use crate::error::{Corruption, Error, OffsetFault, Result};
-use crate::format::{ClassIndex, LaneId, PageIndex, PageState, SHARED_LANE, superblock};
+use crate::format::{ClassIndex, LaneId, PageEntry, PageIndex, PageState, SHARED_LANE, superblock};
 use crate::journal::Locked;
 use crate::recovery;
 use crate::region::Offset;
@@ -218,8 +218,8 @@ impl Heap {
         let mut told = slab;
         for _ in 0..TRIES {
             recovery::hint(&attachment.tables, &told);
-            let entry = attachment.tables.entry(slab.head);
-            // ORDERING O2: the entry is read after the SeqCst `fetch_or` of the remote bit; see `free_remote`.
+            // ORDERING O2: SeqCst, after the SeqCst `fetch_or` of the remote bit; see `free_remote`.
+            let entry = PageEntry(attachment.tables.entry_word(slab.head).load(Ordering::SeqCst));
             if entry.state() != Some(PageState::Slab) || entry.lane() == told.lane {
                 return Ok(());
             }

@@ -12,7 +12,7 @@ use super::blocks::Kind;
 use super::lane::Caller;
 use crate::alloc::{Located, slab};
 use crate::error::{Corruption, Error, OffsetFault, Result};
-use crate::format::{Intent, IntentKind, LaneRecord, superblock};
+use crate::format::{Intent, IntentKind, LaneRecord, SHARED_LANE, superblock};
 use crate::journal::Locked;
 use crate::region::Offset;
 
@@ -121,18 +121,23 @@ impl Attachment {
         let word = self.tables.region.word(cell);
         let block = word.load(Ordering::Acquire);
         // Everything that can be wrong with the block is found before anything changes.
-        if let Located::Block { slab, bit } = self.locate_allocated(block)? {
-            debug_assert!(slab.is_allocated(&self.tables, bit), "just seen allocated");
-        }
+        let is_anothers = match self.locate_allocated(block)? {
+            Located::Block { slab, .. } => slab.lane != SHARED_LANE && slab.lane != caller.lane(),
+            Located::Large { .. } => false,
+        };
         let record = self.intent_record(caller)?;
         let hold = self.tables.superblock(superblock::MERGE_HOLD);
-        // ORDERING O4: the hold is raised before the block's remote bit is set; see `Slab::merge`.
-        hold.store(1, Ordering::SeqCst);
+        if is_anothers {
+            // ORDERING O4: the hold is raised before the block's remote bit is set; see `Slab::merge`.
+            hold.store(1, Ordering::SeqCst);
+        }
         record.arm(Intent { kind: IntentKind::Free, cell, block }); // COMMIT: from here on recovery completes
         word.store(0, Ordering::Release);
         let freed = self.free_as_intended(locked, caller, block);
         record.disarm();
-        hold.store(0, Ordering::Release);
+        if is_anothers {
+            hold.store(0, Ordering::Release);
+        }
         freed
     }
 

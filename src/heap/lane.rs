@@ -1,6 +1,6 @@
 //! Lanes from the process's side: how a thread comes by one and leaves it, and what it does without.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Heap;
 use super::attachment::Attachment;
 use super::lock::HeapLock;
-use crate::alloc::{Bins, orphan};
+use crate::alloc::orphan;
 use crate::error::{Error, Result};
 use crate::format::{LaneId, LaneRecord, SHARED_LANE, superblock};
 use crate::recovery;
@@ -19,13 +19,15 @@ use crate::sys::seat::Seat;
 #[derive(Debug, Default)]
 pub(super) struct LaneSeat {
     pub(super) bins: Bins,
+    /// True once the thread has allocated a large block, whose entry names its lane.
+    pub(super) has_large: Cell<bool>,
     attachment: RefCell<Weak<Attachment>>,
 }
 
 impl Seat for LaneSeat {
     fn vacate(&self) {
         if let Some(attachment) = self.attachment.take().upgrade() {
-            attachment.leave(&self.bins);
+            attachment.leave(self);
         }
     }
 
@@ -195,16 +197,17 @@ impl Attachment {
     }
 
     /// Leaves a thread's lane in good order: its slabs become orphans or free pages, its record is freed, and then its token.
-    fn leave(&self, bins: &Bins) {
-        let lane = bins.lane();
+    fn leave(&self, seat: &LaneSeat) {
+        let lane = seat.bins.lane();
         if !self.liveness.is_own(lane.token()) {
             return;
         }
         if let Ok(lock) = self.lock(lane) {
-            let left = bins.leave(&self.tables, &self.classes, |slab| orphan::disown(&self.tables, &lock, slab));
-            // Should a list have been damaged, or a construction not have been undone, the tables tell what is left.
+            let left = seat.bins.leave(&self.tables, &self.classes, |slab| orphan::disown(&self.tables, &lock, slab));
+            // Large blocks are in no list; and should a list have been damaged, or a construction not have been undone, the
+            // tables tell what is left.
             let constructing = |record: LaneRecord<'_>| record.constructing().load(Ordering::Relaxed) != 0;
-            if left.is_err() || self.tables.lane(lane).is_some_and(constructing) {
+            if left.is_err() || seat.has_large.get() || self.tables.lane(lane).is_some_and(constructing) {
                 let _ = recovery::retire_lanes(self.ward(), &lock, &[lane]);
             } else {
                 self.free_record(&lock, lane);
@@ -214,8 +217,7 @@ impl Attachment {
         self.liveness.give_back(lane.token());
     }
 
-    /// Frees the record of a lane that owns no slab any more. Large blocks that it allocated keep its number until they are
-    /// freed: it says nothing about them but who asked for them.
+    /// Frees the record of a lane of which nothing is left.
     fn free_record(&self, _lock: &HeapLock<'_>, lane: LaneId) {
         if let Some(record) = self.tables.lane(lane) {
             record.hints().store(0, Ordering::Relaxed);
@@ -249,6 +251,7 @@ impl Heap {
         let pressure = attachment.tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed);
         let seated = attachment.key.occupy(|seat| {
             seat.bins.reset(lane, pressure);
+            seat.has_large.set(false);
             *seat.attachment.borrow_mut() = Arc::downgrade(attachment);
         });
         if !seated {
