@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Heap;
 use super::attachment::Attachment;
 use super::lock::HeapLock;
-use crate::alloc::orphan;
+use crate::alloc::{Bins, orphan};
 use crate::error::{Error, Result};
 use crate::format::{LaneId, LaneRecord, SHARED_LANE, superblock};
 use crate::recovery;
