@@ -241,6 +241,7 @@ fn free_if_allocated(ward: Ward<'_>, locked: &Locked, block: u64, lists_are_soun
 pub(crate) fn hint(tables: &Tables, slab: &Slab<'_>) {
     let bit = 1u64 << (slab.class.0 & 63);
     if let Some(record) = tables.lane(slab.lane)
+        && slab.lane != SHARED_LANE
         && record.hints().load(Ordering::Relaxed) & bit == 0
     {
         record.hints().fetch_or(bit, Ordering::SeqCst);

@@ -1,7 +1,8 @@
 //! Creating a heap whole, and checking one before it is trusted.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 
@@ -144,6 +145,8 @@ fn finish(
         gate: CachePadded::new(SharedGate::default()),
         lock_timeout: options.timeout(),
         supplies: CachePadded::new(AtomicU32::new(0)),
+        born: Instant::now(),
+        next_question: AtomicU64::new(0),
     };
     if attachment.tables.region.is_writable() && !created {
         attachment.arrive()?;

@@ -4,8 +4,8 @@
 //! first: it has a mapping, tokens and lanes of its own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 
@@ -31,6 +31,10 @@ pub(super) struct Attachment {
     pub(super) lock_timeout: Duration,
     /// Counts slabs that were taken under the heap lock; now and then the dead are looked for.
     pub(super) supplies: CachePadded<AtomicU32>,
+    /// When the process attached.
+    pub(super) born: Instant,
+    /// Microseconds after that, before which laneless threads do not ask again whether the owners of lanes are alive.
+    pub(super) next_question: AtomicU64,
 }
 
 impl Attachment {

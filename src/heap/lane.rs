@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Heap;
 use super::attachment::Attachment;
-use super::lock::HeapLock;
+use super::lock::{HeapLock, TURNS_MAX};
 use crate::alloc::{Bins, orphan};
 use crate::error::{Error, Result};
 use crate::format::{LaneId, LaneRecord, SHARED_LANE, superblock};
@@ -85,6 +85,9 @@ fn thread_number() -> u64 {
 /// How long a laneless thread pauses before it tries again to get at the shared lane.
 const GATE_PAUSE: Duration = Duration::from_micros(50);
 
+/// How long a process that found no lane waits before it asks again whether the owners of claimed ones are alive.
+const DEAD_PAUSE: Duration = Duration::from_millis(10);
+
 /// The shared lane's token, given back when this is dropped.
 pub(super) struct SharedPass<'a> {
     attachment: &'a Attachment,
@@ -115,6 +118,8 @@ impl Attachment {
             return Ok(SharedPass { attachment: self, outermost: false });
         }
         let started = Instant::now();
+        let mut blocked_by = self.shared_turn();
+        let mut since = Instant::now();
         loop {
             let inside = self.gate.inside.load(Ordering::Relaxed);
             // After a fork, who was inside is not in this process.
@@ -138,7 +143,12 @@ impl Attachment {
             if self.liveness.is_severed() {
                 return Err(Error::Severed);
             }
-            if started.elapsed() >= self.lock_timeout {
+            // The time-out is for one user of the lane: as long as they take turns, all of them go on.
+            let turn = self.shared_turn();
+            if turn != blocked_by {
+                (blocked_by, since) = (turn, Instant::now());
+            }
+            if since.elapsed() >= self.lock_timeout || started.elapsed() >= self.lock_timeout.saturating_mul(TURNS_MAX) {
                 let waited_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 return Err(Error::LockTimeout { holder_pid: self.pid_of(SHARED_LANE), waited_ms });
             }
@@ -146,8 +156,14 @@ impl Attachment {
         }
     }
 
+    /// Counts the turns of the shared lane's users, in a word that it does not need: it owns no slab, and gets no hints.
+    fn shared_turn(&self) -> u64 {
+        self.tables.lane(SHARED_LANE).map_or(0, |record| record.hints().load(Ordering::Relaxed))
+    }
+
     fn note_shared_user(&self) {
         if let Some(record) = self.tables.lane(SHARED_LANE) {
+            record.hints().fetch_add(1, Ordering::Relaxed);
             record.pid().store(std::process::id(), Ordering::Relaxed);
             record.thread().store(clock::thread_id(), Ordering::Relaxed);
         }
@@ -165,9 +181,11 @@ impl Attachment {
     /// taken.
     fn claim_lane(&self) -> Result<Option<LaneId>> {
         let record_is_free = |lane: &LaneId| self.tables.lane(*lane).is_some_and(|record| !record.is_claimed());
-        // Free records first; then, among the claimed ones, those of the dead.
+        // Free records first; then, among the claimed ones, those of the dead. The latter costs a system call each, so those
+        // who find no lane do not all ask on every call.
         let free = self.tables.header.lane_ids().filter(record_is_free);
-        let claimed = self.tables.header.lane_ids().filter(|lane| !record_is_free(lane));
+        let may_ask = self.may_ask_after_the_dead();
+        let claimed = self.tables.header.lane_ids().filter(|lane| may_ask && !record_is_free(lane));
         for lane in free.chain(claimed) {
             if !self.liveness.take(lane.token())? {
                 continue;
@@ -179,6 +197,14 @@ impl Attachment {
             return Ok(Some(lane));
         }
         Ok(None)
+    }
+
+    /// True once per `DEAD_PAUSE` for this attachment.
+    fn may_ask_after_the_dead(&self) -> bool {
+        let now = u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let next = self.next_question.load(Ordering::Relaxed);
+        let later = now.saturating_add(u64::try_from(DEAD_PAUSE.as_micros()).unwrap_or(u64::MAX));
+        now >= next && self.next_question.compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Writes the record of a lane whose token was just taken.

@@ -17,6 +17,8 @@ use crate::sys::lock::{self, Taken, WAITERS, Word, World};
 const SLICE: Duration = Duration::from_millis(1);
 /// How often a waiter looks at the word before it sleeps: about a microsecond, as long as a short operation takes.
 const SPINS: u32 = 64;
+/// How many time-outs a call waits in all, while the holder keeps changing.
+pub(super) const TURNS_MAX: u32 = 12;
 
 impl Word for AtomicU32 {
     fn load(&self) -> u32 {
@@ -37,10 +39,17 @@ impl Word for AtomicU32 {
 /// The world as a waiter of this attachment sees it.
 struct Waiter<'a> {
     attachment: &'a Attachment,
+    /// Since when this call waits.
     started: Cell<Option<Instant>>,
+    /// The holder last asked after, and since when it stands in the way.
+    blocked_by: Cell<Option<(u32, Instant)>>,
 }
 
-impl Waiter<'_> {
+impl<'a> Waiter<'a> {
+    fn new(attachment: &'a Attachment) -> Self {
+        Self { attachment, started: Cell::new(None), blocked_by: Cell::new(None) }
+    }
+
     fn waited(&self) -> Duration {
         self.started.get().map_or(Duration::ZERO, |started| started.elapsed())
     }
@@ -67,8 +76,17 @@ impl World for Waiter<'_> {
         self.attachment.liveness.give_back(lane);
     }
 
-    fn expired(&self) -> bool {
-        self.waited() >= self.attachment.lock_timeout
+    /// The time-out is for one holder: where many take turns, all of them go on, and so will the caller. But no call waits
+    /// for longer than `TURNS_MAX` time-outs in all.
+    fn expired(&self, holder: u32) -> bool {
+        let timeout = self.attachment.lock_timeout;
+        let since = match self.blocked_by.get() {
+            Some((same, since)) if same == holder => since,
+            // It stood there for the slice that has just run out.
+            _ => Instant::now().checked_sub(SLICE).unwrap_or_else(Instant::now),
+        };
+        self.blocked_by.set(Some((holder, since)));
+        since.elapsed() >= timeout || self.waited() >= timeout.saturating_mul(TURNS_MAX)
     }
 
     fn spins(&self) -> u32 {
@@ -101,7 +119,7 @@ impl Drop for HeapLock<'_> {
             // A mistake of ours may have left an operation half done: whoever takes the lock next recovers.
             self.attachment.tables.superblock(superblock::RECOVERING).store(1, Ordering::Relaxed);
         }
-        let waiter = Waiter { attachment: self.attachment, started: Cell::new(None) };
+        let waiter = Waiter::new(self.attachment);
         lock::release(self.attachment.tables.lock(), &waiter);
     }
 }
@@ -118,7 +136,7 @@ impl Attachment {
         if self.liveness.is_severed() {
             return Err(Error::Severed);
         }
-        let waiter = Waiter { attachment: self, started: Cell::new(None) };
+        let waiter = Waiter::new(self);
         let taken = lock::acquire(self.tables.lock(), &waiter, lane.token()).map_err(|holder| {
             if holder > self.tables.geometry.lanes {
                 return Corruption::new("C14: the lock word names a lane that does not exist", superblock::LOCK).into();

@@ -49,8 +49,8 @@ pub(crate) trait World {
     fn seize(&self, lane: u32) -> bool;
     /// Gives back a token that `seize` took.
     fn give_back(&self, lane: u32);
-    /// True once the caller's deadline has passed.
-    fn expired(&self) -> bool;
+    /// True once `holder` has kept the caller waiting for longer than it is willing to.
+    fn expired(&self, holder: u32) -> bool;
     /// How often a waiter looks at the word before it goes to sleep.
     fn spins(&self) -> u32;
     /// One short pause of the processor.
@@ -102,11 +102,12 @@ pub(crate) fn acquire(word: &impl Word, world: &impl World, me: u32) -> Result<T
         }
         let ran_out = world.sleep(now | WAITERS);
         slept = WAITERS;
-        if ran_out {
+        // Where many wait, the holder changes all the time; only one that stood there for a whole slice is asked after.
+        if ran_out && holder(word.load()) == Some(other) {
             if let Some(taken) = take_over(word, world, mine, other) {
                 return Ok(taken);
             }
-            if world.expired() {
+            if world.expired(other) {
                 return Err(other);
             }
         }

@@ -111,6 +111,18 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         |heap, _| allocate(heap, 1024),
     ),
     operation!(
+        "allocate, merges what others freed",
+        |heap| {
+            let mut all = blocks(heap, &[1024; 8]);
+            let freed: Vec<Offset> = all.drain(..3).collect();
+            let other = heap.clone();
+            let free = move || freed.iter().try_for_each(|block| other.deallocate(*block));
+            std::thread::spawn(free).join().expect("the thread ends well").expect("live");
+            all
+        },
+        |heap, _| allocate(heap, 1024),
+    ),
+    operation!(
         "allocate, adopts an orphan",
         |heap| {
             let all = orphans(heap, &[100, 100, 2000]);
