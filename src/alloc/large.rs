@@ -23,12 +23,6 @@ pub(crate) fn allocate(
 ) -> Result<u64> {
     let pages = pages_for(tables, size)?;
     let commit = |first| before_commit(tables.page_start(first));
-    let first = span::allocate(tables, locked, pages, PageEntry::large(lane), commit).map_err(|error| match error {
-        // The caller asked for bytes, not for pages.
-        Error::OutOfMemory { largest_free, free, shortage, .. } => {
-            Error::OutOfMemory { requested: size, largest_free, free, shortage }
-        }
-        other => other,
-    })?;
+    let first = span::allocate(tables, locked, pages, PageEntry::large(lane), commit)?;
     Ok(tables.page_start(first))
 }

@@ -203,18 +203,37 @@ fn reserve_bitmaps(tables: &Tables, _locked: &Locked, first: PageIndex, count: P
 }
 
 /// Gives the memory of all free pages back, and that of bitmaps whose groups are free; returns how many bytes.
+///
+/// The bits that say "reserved" are cleared first: a death in between leaves memory that nobody counts on.
 pub(crate) fn trim(tables: &Tables, _locked: &Locked) -> Result<u64> {
     let high = tables.pages_high();
     let mut given = 0;
     let mut page = 0;
     while let Some((first, count)) = next_free_run(tables, page, high) {
+        let mut reserved = 0u64;
         for_words(first, count, |word, mask| {
-            tables.reserved_word(word).fetch_and(!mask, Ordering::Release);
+            let before = tables.reserved_word(word).fetch_and(!mask, Ordering::Release);
+            reserved += u64::from((before & mask).count_ones());
         });
         let start = tables.geometry.data_start + (u64::from(first) << tables.geometry.page_shift);
-        given += tables.region.give_back(start, u64::from(count) << tables.geometry.page_shift)?;
+        if tables.region.give_back(start, u64::from(count) << tables.geometry.page_shift)? != 0 {
+            given += reserved << tables.geometry.page_shift;
+        }
         page = first + count;
     }
+    given += trim_bitmaps(tables, high)?;
+    // Behind the last page in use, a creator or a reservation that died may have left memory that no bit knows of.
+    if high < tables.geometry.pages {
+        let start = tables.geometry.data_start + (u64::from(high) << tables.geometry.page_shift);
+        let len = u64::from(tables.geometry.pages - high) << tables.geometry.page_shift;
+        tables.region.give_back(start, len)?;
+    }
+    Ok(given)
+}
+
+/// Gives the memory of slab bitmaps back whose pages are all free.
+fn trim_bitmaps(tables: &Tables, high: u32) -> Result<u64> {
+    let mut given = 0;
     for group in 0..tables.geometry.groups(high) {
         let (word, bit) = tables.group_bit(group);
         let (first, pages) = tables.group_pages(group);
@@ -223,12 +242,6 @@ pub(crate) fn trim(tables: &Tables, _locked: &Locked) -> Result<u64> {
             let (at, len) = tables.bitmaps_range(first, pages);
             given += tables.region.give_back(at, len)?;
         }
-    }
-    // Behind the last page in use, a creator or a reservation that died may have left memory that no bit knows of.
-    if high < tables.geometry.pages {
-        let start = tables.geometry.data_start + (u64::from(high) << tables.geometry.page_shift);
-        let len = u64::from(tables.geometry.pages - high) << tables.geometry.page_shift;
-        tables.region.give_back(start, len)?;
     }
     Ok(given)
 }

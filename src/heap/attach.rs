@@ -79,18 +79,30 @@ fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool)
         return Err(Error::CapacityMismatch { expected: header.capacity, actual });
     }
     options.check_capacity(header.capacity)?;
-    let mapping = if writable { Mapping::read_write(&object)? } else { Mapping::read_only(&object)? };
-    let region = Region::new(mapping, Some(object.clone()));
-    // The segment is mapped by a descriptor of its own, opened by name: make sure that it is the same heap.
-    let mut mapped = [0; HEADER_LEN];
-    if !region.copy_out(0, &mut mapped) || Header::decode(&mapped, &name)? != header {
-        return Err(Error::NotFound { name });
-    }
+    let region = map(&object, writable, &header)?;
     let key = SeatKey::new();
     let lanes = header.lanes.saturating_add(1);
     let liveness: Arc<dyn Liveness> =
         if writable { FileTokens::new(object, lanes, key.number()) } else { Arc::new(Onlooker(Some(object))) };
     finish(options, Tables::new(region, header, Geometry::new(&header)?), liveness, key, created)
+}
+
+/// Maps an object whose header is known.
+fn map(object: &Arc<Object>, writable: bool, header: &Header) -> Result<Region> {
+    let is_the_same = |region: &Region| {
+        let mut mapped = [0; HEADER_LEN];
+        region.copy_out(0, &mut mapped) && Header::decode(&mapped, "").as_ref() == Ok(header)
+    };
+    let of = |mapping| Region::new(mapping, Some(object.clone()));
+    if !writable {
+        return Ok(of(Mapping::read_only(object)?));
+    }
+    // A segment is mapped by its name. If that was unlinked in between, or given to another heap, our own descriptor still
+    // leads to the one that was opened.
+    match Mapping::read_write(object).map(of) {
+        Ok(region) if is_the_same(&region) => Ok(region),
+        _ => Ok(of(Mapping::by_descriptor(object)?)),
+    }
 }
 
 /// Creates a heap in memory.

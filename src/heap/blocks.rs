@@ -189,7 +189,8 @@ impl Heap {
     #[cold]
     fn allocate_slow(&self, size: u64, alignment: u64) -> Result<Offset> {
         let kind = self.attachment.kind(size, alignment)?;
-        let block = self.as_caller(|caller| self.attachment.allocate(caller, kind))?;
+        let block =
+            self.as_caller(|caller| self.attachment.allocate(caller, kind)).map_err(|error| as_requested(error, size))?;
         Offset::new(block).ok_or(Error::InvalidOffset { offset: block, fault: OffsetFault::Outside })
     }
 
@@ -232,6 +233,16 @@ impl Heap {
             told = Slab { lane: entry.lane(), ..slab };
         }
         Ok(())
+    }
+}
+
+/// The error with the size that the caller asked for: below, spans are asked for.
+pub(super) fn as_requested(error: Error, size: u64) -> Error {
+    match error {
+        Error::OutOfMemory { largest_free, free, shortage, .. } => {
+            Error::OutOfMemory { requested: size, largest_free, free, shortage }
+        }
+        other => other,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::Heap;
 use super::attachment::Attachment;
-use super::blocks::Kind;
+use super::blocks::{Kind, as_requested};
 use super::lane::Caller;
 use crate::alloc::{Located, slab};
 use crate::error::{Corruption, Error, OffsetFault, Result};
@@ -38,14 +38,15 @@ impl Heap {
     /// ```
     pub fn allocate_into(&self, cell: Offset, size: usize) -> Result<Offset> {
         let kind = self.attachment.kind(size as u64, 8)?;
-        let block = self.as_caller(|caller| {
+        let allocated = self.as_caller(|caller| {
             let lock = self.attachment.lock_for(caller)?;
             let holds = self.cell_value(cell)?;
             if holds != 0 {
                 return Err(Error::CellOccupied { cell: cell.get(), holds });
             }
             self.attachment.allocate_published(&lock, caller, kind, cell.get())
-        })?;
+        });
+        let block = allocated.map_err(|error| as_requested(error, size as u64))?;
         Offset::new(block).ok_or(Error::InvalidOffset { offset: block, fault: OffsetFault::Outside })
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Heap;
 use super::attachment::Attachment;
-use super::blocks::Kind;
+use super::blocks::{Kind, as_requested};
 use super::lane::Caller;
 use super::roots::Found;
 use crate::error::{Corruption, Error, OffsetFault, Result};
@@ -22,6 +22,7 @@ use crate::sys::futex;
 const SLICE: Duration = Duration::from_millis(1);
 
 /// What one look at the root's name led to.
+#[derive(Clone, Copy)]
 enum Turn {
     /// The object is there.
     There(u64),
@@ -74,10 +75,13 @@ impl Heap {
             // The constructor runs inside, so that a laneless caller holds the shared lane's token until it is done: that is
             // what tells the others that it lives.
             let turn = self.as_caller(|caller| {
-                let turn = attachment.begin_construction(caller, &key, kind)?;
-                if let (Turn::Mine(block), Some(construct)) = (&turn, construct.take()) {
+                let turn =
+                    attachment.begin_construction(caller, &key, kind).map_err(|error| as_requested(error, size as u64))?;
+                if let Turn::Mine(block) = turn
+                    && let Some(construct) = construct.take()
+                {
                     let undo = Undo { attachment, caller, key: &key };
-                    let block = as_offset(*block)?;
+                    let block = as_offset(block)?;
                     attachment.tables.region.zero(block.get(), self.usable(block)?);
                     construct(block)?;
                     std::mem::forget(undo);

@@ -34,19 +34,23 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps a whole object for reading and writing.
+    /// Maps a whole object for reading and writing. A segment is mapped by its name, which may have come to lead elsewhere:
+    /// the caller makes sure that it is the same object, and else uses [`Self::by_descriptor`].
     pub(crate) fn read_write(object: &Object) -> Result<Self> {
-        let len = object.len()?;
         match object.place() {
-            Place::Segment(name) => Self::segment(name, len),
-            Place::File(_) | Place::Anonymous => {
-                let file = object.file_to_map(true)?;
-                let map = MmapOptions::new().map_raw(&file).map_err(|error| map_error(&error))?;
-                let base = NonNull::new(map.as_mut_ptr()).ok_or_else(null_mapping)?;
-                let mapped = as_u64(map.len());
-                Self::checked(Kind::File(map), base, mapped, len, true)
-            }
+            Place::Segment(name) => Self::segment(name, object.len()?),
+            Place::File(_) | Place::Anonymous => Self::by_descriptor(object),
         }
+    }
+
+    /// Maps a whole object for reading and writing, whatever its name leads to.
+    pub(crate) fn by_descriptor(object: &Object) -> Result<Self> {
+        let len = object.len()?;
+        let file = object.file_to_map(true)?;
+        let map = MmapOptions::new().map_raw(&file).map_err(|error| map_error(&error))?;
+        let base = NonNull::new(map.as_mut_ptr()).ok_or_else(null_mapping)?;
+        let mapped = as_u64(map.len());
+        Self::checked(Kind::File(map), base, mapped, len, true)
     }
 
     /// Maps a named segment by way of the `shared_memory` crate.
