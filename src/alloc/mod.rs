@@ -4,7 +4,7 @@
 //!
 //! | noun | file | |
 //! |---|---|---|
-//! | span | `span.rs` | a run of pages; found by way of a tree of summaries (`summary.rs`), under the heap lock |
+//! | span | `span.rs`, `summary.rs` | a run of pages; a tree of summaries leads to it, under the heap lock |
 //! | size class | `size_class.rs` | the sizes that blocks are rounded up to |
 //! | slab | `slab.rs` | a span cut into blocks of one class; two bits per block say whether it is allocated |
 //! | list | `list.rs` | slabs that wait, linked through the page table |
@@ -24,7 +24,7 @@
 
 #![allow(
     clippy::arithmetic_side_effects,
-    reason = "page numbers are below 2^31, block indices below 2^20 and places below 2^47 (F1); sums and products are 64 bits wide"
+    reason = "page numbers are below 2^31, block indices below 2^20, places below 2^47 (F1); sums and products have 64 bits"
 )]
 
 pub(crate) mod bin;

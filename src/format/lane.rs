@@ -43,7 +43,7 @@ pub(super) const LANE_RECORD_LEN: u64 = 256;
 /// | 0x08 | 32 | thread id, for people |
 /// | 0x0c | 32 | roots under construction by this lane, at least |
 /// | 0x10 | 64 | since when, in milliseconds since 1970 |
-/// | 0x40 | 64 | hints: bit c = somebody freed a block of class c in a slab of this lane; the shared lane counts its users here |
+/// | 0x40 | 64 | hints: bit c = somebody freed a block of class c in a slab of this lane; shared lane: count of its users |
 /// | 0x80 | 64 | intent: 0 none, 1 allocate into the cell, 2 free from the cell |
 /// | 0x88 | 64 | the cell's place |
 /// | 0x90 | 64 | the block's offset |

@@ -138,6 +138,7 @@ impl<'a> RootRecord<'a> {
     pub(crate) fn set_state(&self, state: RootState) {
         let word = self.state_word();
         let count = (word.load(Ordering::Relaxed) >> 8).wrapping_add(1);
+        // ORDERING O3: Release; pairs with the fence in `snapshot`.
         word.store(count << 8 | state.code(), Ordering::Release);
     }
 

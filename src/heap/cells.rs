@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use super::Heap;
 use super::attachment::Attachment;
-use super::blocks::{Kind, as_requested};
 use super::lane::Caller;
+use super::paths::{Kind, as_requested};
 use crate::alloc::{Located, slab};
 use crate::error::{Corruption, Error, OffsetFault, Result};
 use crate::format::{Intent, IntentKind, LaneRecord, SHARED_LANE, superblock};

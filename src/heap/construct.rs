@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::Heap;
 use super::attachment::Attachment;
-use super::blocks::{Kind, as_requested};
 use super::lane::Caller;
+use super::paths::{Kind, as_requested};
 use super::roots::Found;
 use crate::error::{Corruption, Error, OffsetFault, Result};
 use crate::format::{LaneId, RootName, RootState, SHARED_LANE};

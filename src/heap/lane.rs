@@ -222,7 +222,7 @@ impl Attachment {
         Ok(())
     }
 
-    /// Leaves a thread's lane in good order: its slabs become orphans or free pages, its record is freed, and then its token.
+    /// Leaves a thread's lane in good order: its slabs become orphans or free pages, its record is freed, then its token.
     fn leave(&self, seat: &LaneSeat) {
         let lane = seat.bins.lane();
         if !self.liveness.is_own(lane.token()) {

@@ -6,7 +6,7 @@
 //! | `Attachment` | `attachment.rs` | this process's share of a heap: mapping, tokens, lanes; shared by all its handles |
 //! | lane seat | `lane.rs` | what a thread keeps: its lane and its bins |
 //! | heap lock | `lock.rs` | the in-region lock, and recovery when it is taken from a dead holder |
-//! | blocks | `blocks.rs` | allocate, free, reallocate |
+//! | blocks | `blocks.rs`, `paths.rs` | allocate, free, reallocate, and the way that each takes |
 //! | access | `access.rs` | copying in and out, addresses |
 //! | cells | `cells.rs` | allocate and publish, unpublish and free, in one step |
 //! | roots | `roots.rs`, `construct.rs` | named ways in |
@@ -28,6 +28,7 @@ mod inspect;
 mod lane;
 mod lock;
 mod options;
+mod paths;
 mod roots;
 mod stats;
 
