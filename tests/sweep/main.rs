@@ -84,9 +84,13 @@ fn sweep_recovery(crashed: &Shared, before: &Live, after: &Live, place: &dyn Fn(
     points
 }
 
-/// How thorough a run is: `SHMHEAP_SWEEP_DOUBLE_EVERY` sweeps the recovery of every n-th crash state.
+/// How thorough a run is: `SHMHEAP_SWEEP_DOUBLE_EVERY` sweeps the recovery of every n-th crash state. Stepping a debug build
+/// takes ten times as many instructions, for code that nobody ships.
 fn double_every() -> u64 {
-    std::env::var("SHMHEAP_SWEEP_DOUBLE_EVERY").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
+    std::env::var("SHMHEAP_SWEEP_DOUBLE_EVERY")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(if cfg!(debug_assertions) { 100 } else { 10 })
 }
 
 #[test]
