@@ -6,6 +6,8 @@
 //!
 //! All of it is derived from the in-use bits, which are derived from the page entries (A4).
 
+#![allow(clippy::indexing_slicing, reason = "an array of six, indexed by a loop from 0 to 5")]
+
 use crate::alloc::span::word_count;
 use crate::error::{Corruption, Result};
 use crate::format::{CHUNK_PAGES, FANOUT, Geometry, LEVELS, Summary, Tables};
@@ -42,15 +44,30 @@ impl Joined {
 fn of_word(in_use: u64, pages: u32) -> Summary {
     let beyond = if pages >= WORD_PAGES { 0 } else { u64::MAX << pages };
     let used = in_use | beyond;
-    let mut free = !used;
-    let mut longest = 0;
-    // Each round shortens every run of free bits by one; runs are at most 64 long.
-    while free != 0 {
-        free &= free << 1;
-        longest += 1;
-    }
     let end = (in_use | beyond).wrapping_shl(WORD_PAGES - pages.clamp(1, WORD_PAGES)).leading_zeros();
-    Summary { start: used.trailing_zeros().min(pages), longest, end: end.min(pages) }
+    Summary { start: used.trailing_zeros().min(pages), longest: longest_run(!used), end: end.min(pages) }
+}
+
+/// Length of the longest run of set bits, in a fixed number of steps.
+///
+/// `runs[k]` has bit i set where a run of 2^k ends at bit i. A run found so far is made longer by the largest power of two
+/// that still fits in front of it, then by the next smaller one, and so on.
+fn longest_run(bits: u64) -> u32 {
+    if bits == u64::MAX {
+        return WORD_PAGES;
+    }
+    let mut runs = [bits; 6];
+    for k in 1..6 {
+        runs[k] = runs[k - 1] & runs[k - 1] << (1 << (k - 1));
+    }
+    let (mut ends, mut length) = (u64::MAX, 0);
+    for k in (0..6).rev() {
+        let longer = ends & runs[k] << length;
+        if longer != 0 {
+            (ends, length) = (longer, length + (1 << k));
+        }
+    }
+    length
 }
 
 /// What a leaf should say.
