@@ -411,6 +411,26 @@ fn more_threads_than_lanes_share_one() {
 }
 
 #[test]
+fn one_without_a_lane_fills_and_empties_slabs_that_belong_to_nobody() {
+    let memory = Memory::zeroed(MEDIUM).unwrap();
+    let heap = options().lanes(1).create_in(memory).unwrap();
+    let mine = heap.allocate(1000).unwrap();
+    in_a_thread(|| {
+        // Eight of them fill a slab.
+        let mut blocks: Vec<Offset> = (0..20).map(|_| heap.allocate(1000).unwrap()).collect();
+        assert!(blocks.iter().all(|block| heap.info(*block).unwrap().lane.is_none()));
+        assert_eq!(heap.validate(), Ok(()));
+        blocks.drain(..12).for_each(|block| heap.deallocate(block).unwrap());
+        assert_eq!(heap.validate(), Ok(()));
+        blocks.extend((0..10).map(|_| heap.allocate(1000).unwrap()));
+        heap.deallocate(mine).unwrap();
+        assert_eq!(heap.validate(), Ok(()));
+        blocks.into_iter().for_each(|block| heap.deallocate(block).unwrap());
+    });
+    expect_empty(&heap);
+}
+
+#[test]
 fn threads_take_turns_with_the_heap_lock() {
     let heap = heap(MEDIUM);
     in_threads(3, |number| {
@@ -462,6 +482,26 @@ fn readers_of_a_root_see_one_block_or_the_other_while_it_changes() {
                 let found = heap.root("now").unwrap().expect("it is never gone");
                 assert!(blocks.contains(&found));
                 assert!(heap.root("other").unwrap().is_none_or(|found| found == blocks[0]));
+            }
+        }
+    });
+    assert_eq!(heap.validate(), Ok(()));
+}
+
+#[test]
+fn a_reader_never_takes_one_roots_block_for_anothers() {
+    // All names share the one slot.
+    let memory = Memory::zeroed(SMALL).unwrap();
+    let heap = options().root_slots(1).create_in(memory).unwrap();
+    let roots = ["one", "two"].map(|name| (name, heap.allocate(16).unwrap()));
+    in_threads(2, |number| {
+        for round in 0..ROUNDS * 2 {
+            let (name, block) = roots[round % 2];
+            if number == 0 {
+                heap.insert_root(name, block).unwrap();
+                assert_eq!(heap.remove_root(name), Ok(block));
+            } else if let Some(found) = heap.root(name).unwrap() {
+                assert_eq!(found, block);
             }
         }
     });
@@ -588,4 +628,13 @@ fn damaged_memory_is_an_error() {
     assert!(matches!(Heap::options().create_in(Memory::zeroed(4096).unwrap()), Err(Error::BadCapacity { .. })));
     let heap = Heap::options().create_in(memory).unwrap();
     expect_empty(&heap);
+}
+
+#[test]
+fn the_smallest_heap_looks_as_docs_format_md_draws_it() {
+    let heap = heap(SMALL);
+    assert_eq!((heap.capacity(), heap.total_size()), (0x10000, 13 * 4096));
+    let is_data = |offset: u64| heap.resolve(Offset::new(offset).unwrap()).is_ok();
+    assert!(is_data(0x2000) && !is_data(0x1fff), "the pages start at 0x2000");
+    assert!(is_data(0xefff) && !is_data(0xf000), "the tables start at 0xf000");
 }

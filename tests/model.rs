@@ -115,6 +115,8 @@ fn sizes(setup: &Setup) -> BoxedStrategy<usize> {
     let weight = if setup.large { 20 } else { 1 };
     prop_oneof![
         6 => 1..=256usize,
+        // The same again and again, so that slabs get full.
+        6 => select(vec![48, 700, 1000]),
         3 => 257..=4096usize,
         3 => 4097..=40_000usize,
         weight => 1..=capacity / 4,
@@ -193,6 +195,16 @@ impl ReferenceStateMachine for Machine {
     }
 
     fn preconditions(plan: &Plan, step: &Step) -> bool {
+        // A case that failed is tried again with a smaller heap.
+        let size_max = (plan.setup.capacity / 4).max(40_000);
+        let size = match step {
+            Step::Allocate { size, .. } | Step::Reallocate { size, .. } => *size,
+            Step::Construct { size, .. } | Step::AllocateInto { size, .. } => *size,
+            _ => 0,
+        };
+        if size as u64 > size_max {
+            return false;
+        }
         match step {
             Step::Allocate { id, .. } | Step::Construct { id, .. } | Step::AllocateInto { id, .. } => *id >= plan.next,
             Step::Deallocate { id, .. }
@@ -300,6 +312,12 @@ fn pattern(seed: u64, from: usize, to: usize) -> Vec<u8> {
     let word =
         |index: usize| (seed.wrapping_add(index as u64)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).to_le_bytes();
     (from..to).map(|at| word(at / 8)[at % 8]).collect()
+}
+
+/// The size of the class for `size` bytes: steps of 16 up to 128, then four for each doubling.
+fn class_size(size: usize) -> u64 {
+    let size = size as u64;
+    if size <= 128 { size.next_multiple_of(16) } else { size.next_multiple_of(1 << ((size - 1).ilog2() - 2)) }
 }
 
 /// The parts of a block of `len` bytes that are filled and compared.
@@ -468,7 +486,7 @@ impl Rig {
     }
 
     /// The block of a request that succeeded; `None` if it failed for want of room, and that can be.
-    fn granted(&self, size: usize, outcome: Result<Offset>) -> Option<Offset> {
+    fn granted(&self, size: usize, alignment: usize, outcome: Result<Offset>) -> Option<Offset> {
         let (requested, largest_free, free) = match outcome {
             Ok(block) => return Some(block),
             Err(Error::OutOfMemory { requested, largest_free, free, .. }) => (requested, largest_free, free),
@@ -477,22 +495,25 @@ impl Rig {
         assert!(requested >= size as u64, "{size} bytes asked for, {requested} refused");
         assert!(largest_free < requested, "{requested} bytes refused, {largest_free} free in a row");
         assert!(largest_free <= free && free <= self.heap().free_size().expect("the heap is sound"));
-        // Threads that are idle keep their empty slabs until they next ask for one. Who is alone has given them back.
+        // Threads that are idle keep their slabs, also empty ones, until they next ask for one. Who is alone has all.
         if self.alone {
             let surely_free = self.surely_free();
             assert!(surely_free <= largest_free, "{surely_free} bytes are free in a row, not {largest_free}");
+            let stats = self.heap().stats().expect("the heap is sound");
+            let class = stats.classes.iter().find(|class| class.size == class_size(size) && alignment <= 16);
+            assert!(class.is_none_or(|class| class.allocated == class.blocks), "{size} bytes refused: {stats}");
         }
         None
     }
 
     fn allocate(&mut self, id: Id, size: usize, how: How, by: By) {
+        let alignment = if let How::Aligned(alignment) = how { alignment } else { 16 };
         let outcome = self.by(by, move |heap| match how {
             How::Plain => heap.allocate(size),
             How::Aligned(alignment) => heap.allocate_aligned(size, alignment),
             How::Zeroed => heap.allocate_zeroed(size),
         });
-        let alignment = if let How::Aligned(alignment) = how { alignment } else { 16 };
-        let Some(block) = self.granted(size, outcome) else { return };
+        let Some(block) = self.granted(size, alignment, outcome) else { return };
         assert!(block.get().is_multiple_of(alignment as u64), "{block} is not aligned to {alignment}");
         self.note(block, size);
         if let How::Zeroed = how {
@@ -512,7 +533,7 @@ impl Rig {
         let Some(&at) = self.places.get(&id) else { return };
         let old = self.blocks[&at];
         let outcome = self.by(by, move |heap| heap.reallocate(offset(at), size));
-        let Some(block) = self.granted(size, outcome) else {
+        let Some(block) = self.granted(size, 16, outcome) else {
             self.compare_whole(at);
             return;
         };
@@ -572,7 +593,7 @@ impl Rig {
             assert_eq!(outcome, Err(failed()));
             return;
         }
-        let Some(block) = self.granted(size, outcome) else { return };
+        let Some(block) = self.granted(size, 16, outcome) else { return };
         assert!(zeroed.is_some(), "there was nothing to find");
         self.note(block, size);
         self.roots.insert(name, block.get());
@@ -587,7 +608,7 @@ impl Rig {
             assert_eq!(outcome, Err(Error::CellOccupied { cell: place.get(), holds: *holds }));
             return;
         }
-        let Some(block) = self.granted(size, outcome) else { return };
+        let Some(block) = self.granted(size, 16, outcome) else { return };
         self.note(block, size);
         self.cells.insert(cell, block.get());
         self.places.insert(id, block.get());
