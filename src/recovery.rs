@@ -56,9 +56,9 @@ impl Dead {
     }
 }
 
-/// Sees to everything that a dead holder of the heap lock left. `mine` is a lane whose token the caller has just taken and
-/// whose record may still be its dead predecessor's.
-pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, mine: Option<LaneId>) -> Result<()> {
+/// Sees to everything that a dead holder of the heap lock left. `held` are lanes whose tokens the caller has just taken: their
+/// records, if claimed, are those of dead ones.
+pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, held: &[LaneId]) -> Result<()> {
     let tables = ward.tables;
     journal::replay(tables, locked)?;
     span::rebuild_derived(tables, locked)?;
@@ -68,21 +68,21 @@ pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, mine: Option<La
     }
     tables.superblock(superblock::MERGE_HOLD).store(0, Ordering::Release);
     orphan::clear_lists(tables, locked, ward.classes);
-    let dead = gather(ward, mine)?;
+    let dead = gather(ward, held)?;
     // Orphans are listed anew together with the dead lanes' slabs.
     let done = bury(ward, locked, &dead, true);
-    let_go(ward, &dead, mine);
+    let_go(ward, &dead, held);
     done
 }
 
 /// Sees to lanes that died without holding the lock; returns how many there were.
-pub(crate) fn dead_lanes(ward: Ward<'_>, locked: &Locked, mine: Option<LaneId>) -> Result<u32> {
-    let dead = gather(ward, mine)?;
+pub(crate) fn dead_lanes(ward: Ward<'_>, locked: &Locked, held: &[LaneId]) -> Result<u32> {
+    let dead = gather(ward, held)?;
     if dead.is_empty() {
         return Ok(0);
     }
     let done = bury(ward, locked, &dead, false);
-    let_go(ward, &dead, mine);
+    let_go(ward, &dead, held);
     done?;
     Ok(dead.0.iter().map(|dead| u32::from(*dead)).sum())
 }
@@ -95,16 +95,16 @@ pub(crate) fn retire_lanes(ward: Ward<'_>, locked: &Locked, lanes: &[LaneId]) ->
 }
 
 /// The dead among the claimed lanes, with their tokens taken.
-fn gather(ward: Ward<'_>, mine: Option<LaneId>) -> Result<Dead> {
+fn gather(ward: Ward<'_>, held: &[LaneId]) -> Result<Dead> {
     let mut dead = Dead::none(ward.tables);
     let is_claimed = |lane: &LaneId| ward.tables.lane(*lane).is_some_and(|record| record.is_claimed());
     for lane in ward.tables.header.all_lanes().filter(is_claimed) {
         let taken = |lane: LaneId| Ok(!ward.liveness.is_alive(lane.token())? && ward.liveness.take(lane.token())?);
-        match if mine == Some(lane) { Ok(true) } else { taken(lane) } {
+        match if held.contains(&lane) { Ok(true) } else { taken(lane) } {
             Ok(true) => dead.insert(lane),
             Ok(false) => {}
             Err(error) => {
-                let_go(ward, &dead, mine);
+                let_go(ward, &dead, held);
                 return Err(error);
             }
         }
@@ -112,8 +112,8 @@ fn gather(ward: Ward<'_>, mine: Option<LaneId>) -> Result<Dead> {
     Ok(dead)
 }
 
-fn let_go(ward: Ward<'_>, dead: &Dead, mine: Option<LaneId>) {
-    for lane in ward.tables.header.all_lanes().filter(|lane| dead.contains(*lane) && mine != Some(*lane)) {
+fn let_go(ward: Ward<'_>, dead: &Dead, held: &[LaneId]) {
+    for lane in ward.tables.header.all_lanes().filter(|lane| dead.contains(*lane) && !held.contains(lane)) {
         ward.liveness.give_back(lane.token());
     }
 }

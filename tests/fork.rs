@@ -41,8 +41,8 @@ struct Child {
 impl Child {
     /// Runs `body` in a forked child, which then ends without returning to the test harness.
     fn start(body: impl FnOnce()) -> Self {
-        // SAFETY: the worker has one thread, or threads that hold no lock that the child takes but malloc's, which the C
-        // library looks after.
+        // SAFETY: the worker's other threads (the harness's, which waits, and perhaps some that allocate) hold no lock that the
+        // child takes but malloc's, which the C library looks after.
         match unsafe { fork() }.expect("the kernel forks") {
             ForkResult::Parent { child } => Self { pid: child, reaped: false },
             ForkResult::Child => {
@@ -311,7 +311,7 @@ fn a_process_forks_while_its_other_threads_allocate() {
 fn drop_in_the_child() {
     let heap = Heap::open(&parameter("HEAP")).expect("open");
     let block = heap.allocate(300).expect("room");
-    // SAFETY: the worker has one thread.
+    // SAFETY: the worker's other thread, the harness's, waits and holds no lock.
     match unsafe { fork() }.expect("the kernel forks") {
         ForkResult::Child => {
             drop(heap);

@@ -58,7 +58,7 @@ fn end_of(child: Pid) -> WaitStatus {
 
 /// Forks a child that runs `body` and ends.
 fn in_child(body: impl FnOnce()) -> Pid {
-    // SAFETY: the worker has one thread.
+    // SAFETY: the worker's other thread, the harness's, waits and holds no lock.
     match unsafe { fork() }.expect("the kernel forks") {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {

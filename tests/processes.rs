@@ -17,6 +17,7 @@ fn worker_entry() {
         ("churn until told", churn::until_told),
         ("produce", produce),
         ("consume", consume),
+        ("free every other", free_every_other),
         ("leave blocks", leave_blocks),
         ("file", use_file),
     ]);
@@ -128,6 +129,42 @@ fn blocks_that_another_process_frees_come_back_to_the_one_that_allocates() {
     heap.validate().expect("the heap is valid");
     assert_eq!(heap.stats().expect("stats").allocated_blocks, 2, "the gate and the ring");
     drop((gate, ring));
+    assert_emptied(&heap);
+}
+
+/// Blocks that two processes free at once, and how often.
+const SHARED_OUT: usize = 20_000;
+const SHARINGS: u64 = 10;
+
+/// Frees the even or the odd blocks of a list, each time that there is a new one.
+fn free_every_other() {
+    let heap = Heap::open(&parameter("HEAP")).expect("open");
+    let (board, list) = (Words::open(&heap, "board"), Words::open(&heap, "list"));
+    let index = number("INDEX") as usize;
+    for round in 1..=SHARINGS {
+        board.await_at_least(0, round);
+        board.meet(1, 2, round);
+        for place in (index..SHARED_OUT).step_by(2) {
+            let block = Offset::new(list.get(place)).expect("the list is full");
+            heap.deallocate(block).expect("nobody else frees it");
+        }
+        board.add(2, 1);
+    }
+}
+
+#[test]
+fn neighbours_that_two_processes_free_at_once_are_both_free() {
+    let (segment, heap) = new_heap("neighbours");
+    let board = Words::create(&heap, "board", 8);
+    let list = Words::create(&heap, "list", SHARED_OUT);
+    let workers = Worker::start_many(2, "free every other", &[("HEAP", segment.name())]);
+    for round in 1..=SHARINGS {
+        (0..SHARED_OUT).for_each(|place| list.set(place, heap.allocate(16).expect("room").get()));
+        board.set(0, round);
+        board.await_at_least(2, 2 * round);
+        assert_eq!(heap.stats().expect("stats").allocated_blocks, 2, "in round {round}, a block that was freed is not free");
+    }
+    workers.into_iter().for_each(|worker| drop(worker.finish()));
     assert_emptied(&heap);
 }
 

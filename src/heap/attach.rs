@@ -194,7 +194,7 @@ impl Attachment {
     fn see_to_the_dead(&self) -> Result<()> {
         let pass = self.pass_shared_gate()?;
         let lock = self.lock_for(pass.caller())?;
-        recovery::dead_lanes(self.ward(), &lock, None)?;
+        recovery::dead_lanes(self.ward(), &lock, &[])?;
         self.note_boot();
         Ok(())
     }

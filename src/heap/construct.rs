@@ -126,7 +126,7 @@ impl Attachment {
             // Its block was freed: it leads nowhere.
             Some(found) if found.state == RootState::Live => self.remove_found(&lock, &found),
             Some(_) => {
-                recovery::dead_lanes(self.ward(), &lock, None)?;
+                recovery::dead_lanes(self.ward(), &lock, &[])?;
                 return Ok(Turn::Wait);
             }
             None => {}

@@ -188,7 +188,7 @@ impl Heap {
             if let Caller::Lane(seat) = caller {
                 attachment.give_back_empty(&lock, seat)?;
             }
-            recovery::dead_lanes(attachment.ward(), &lock, None)?;
+            recovery::dead_lanes(attachment.ward(), &lock, &[])?;
             attachment.tables.superblock(superblock::PRESSURE).fetch_add(1, Ordering::Relaxed);
             span::trim(&attachment.tables, &lock)
         })
@@ -208,14 +208,14 @@ impl Heap {
         // In the name of the shared lane: claiming one of our own would recover the dead before they are counted.
         let seated = attachment.key.with(|seat| {
             let lock = attachment.lock(seat.bins.lane())?;
-            recovery::dead_lanes(attachment.ward(), &lock, None)
+            recovery::dead_lanes(attachment.ward(), &lock, &[])
         });
         if let Some(recovered) = seated {
             return recovered;
         }
         let pass = attachment.pass_shared_gate()?;
         let lock = attachment.lock_for(pass.caller())?;
-        recovery::dead_lanes(attachment.ward(), &lock, None)
+        recovery::dead_lanes(attachment.ward(), &lock, &[])
     }
 
     /// Calls `f` for every span of the pages in use so far, with its first page and its length in pages.

@@ -210,7 +210,7 @@ impl Attachment {
     /// Writes the record of a lane whose token was just taken.
     fn enter_lane(&self, lane: LaneId) -> Result<()> {
         let lock = self.lock_as(lane, true)?;
-        recovery::dead_lanes(self.ward(), &lock, None)?;
+        recovery::dead_lanes(self.ward(), &lock, &[])?;
         if let Some(record) = self.tables.lane(lane) {
             record.pid().store(std::process::id(), Ordering::Relaxed);
             record.thread().store(clock::thread_id(), Ordering::Relaxed);

@@ -148,22 +148,24 @@ impl Attachment {
         let lock = HeapLock { attachment: self, locked: Locked::assume() };
         let recovering = self.tables.superblock(superblock::RECOVERING);
         let seized = match taken {
-            Taken::FromDead(dead) => Some(dead).filter(|dead| *dead != lane.token()),
+            Taken::FromDead(dead) if dead != lane.token() => u16::try_from(dead).ok().map(LaneId::new),
+            Taken::FromDead(_) => None,
             Taken::Free if recovering.load(Ordering::Relaxed) == 0 => {
                 if fresh && self.tables.lane(lane).is_some_and(|record| record.is_claimed()) {
-                    recovery::dead_lanes(self.ward(), &lock, Some(lane))?;
+                    recovery::dead_lanes(self.ward(), &lock, &[lane])?;
                 }
                 return Ok(lock);
             }
             Taken::Free => None,
         };
         recovering.store(1, Ordering::Relaxed);
-        // The seized token goes back first: `after_dead_holder` takes the tokens of all dead lanes, this one included.
-        // Nobody can use the lane meanwhile, because claiming one needs the heap lock.
+        // The seized token is kept until the dead lane is seen to, so that nobody takes it for alive meanwhile.
+        let held: Vec<LaneId> = fresh.then_some(lane).into_iter().chain(seized).collect();
+        let recovered = recovery::after_dead_holder(self.ward(), &lock, &held);
         if let Some(dead) = seized {
-            self.liveness.give_back(dead);
+            self.liveness.give_back(dead.token());
         }
-        recovery::after_dead_holder(self.ward(), &lock, fresh.then_some(lane))?;
+        recovered?;
         recovering.store(0, Ordering::Relaxed);
         Ok(lock)
     }

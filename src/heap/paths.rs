@@ -163,7 +163,7 @@ impl Attachment {
     fn supply(&self, locked: &Locked, seat: &LaneSeat, class: ClassIndex) -> Result<()> {
         let round = self.supplies.fetch_add(1, Ordering::Relaxed);
         if round % SUPPLIES_PER_ROUND == SUPPLIES_PER_ROUND.wrapping_sub(1) {
-            recovery::dead_lanes(self.ward(), locked, None)?;
+            recovery::dead_lanes(self.ward(), locked, &[])?;
         }
         if seat.bins.feels_pressure(&self.tables) {
             self.give_back_empty(locked, seat)?;
@@ -196,7 +196,7 @@ impl Attachment {
         if let Caller::Lane(seat) = caller {
             self.give_back_empty(locked, seat)?;
         }
-        recovery::dead_lanes(self.ward(), locked, None)?;
+        recovery::dead_lanes(self.ward(), locked, &[])?;
         attempt()
     }
 
