@@ -56,8 +56,8 @@ impl Dead {
     }
 }
 
-/// Sees to everything that a dead holder of the heap lock left. `held` are lanes whose tokens the caller has just taken: their
-/// records, if claimed, are those of dead ones.
+/// Sees to everything that a dead holder of the heap lock left. `held` are lanes whose tokens the caller has just taken:
+/// their records, if claimed, are those of dead ones.
 pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, held: &[LaneId]) -> Result<()> {
     let tables = ward.tables;
     journal::replay(tables, locked)?;
