@@ -144,6 +144,9 @@ impl<'a> RootRecord<'a> {
 
     /// Writes the name; only while the slot is empty or removed, under the heap lock.
     pub(crate) fn set_name(&self, name: &RootName) {
+        // ORDERING O3: the stores below may not move above the one that made the slot empty or removed; the fence pairs with
+        // the one in `snapshot`: who reads any of the new name sees that the state has changed.
+        std::sync::atomic::fence(Ordering::Release);
         self.name_len().store(u32::from(name.len), Ordering::Relaxed);
         for (index, word) in (0u64..).zip(name.bytes.as_chunks::<8>().0) {
             self.region.word(self.at + 0x20 + index * 8).store(u64::from_le_bytes(*word), Ordering::Relaxed);
