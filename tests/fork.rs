@@ -41,8 +41,8 @@ struct Child {
 impl Child {
     /// Runs `body` in a forked child, which then ends without returning to the test harness.
     fn start(body: impl FnOnce()) -> Self {
-        // SAFETY: the worker's other threads (the harness's, which waits, and perhaps some that allocate) hold no lock that the
-        // child takes but malloc's, which the C library looks after.
+        // SAFETY: the worker's other threads (the harness's, which waits, and perhaps some that allocate) hold no lock that
+        // the child takes but malloc's, which the C library looks after.
         match unsafe { fork() }.expect("the kernel forks") {
             ForkResult::Parent { child } => Self { pid: child, reaped: false },
             ForkResult::Child => {

@@ -845,7 +845,7 @@ impl StateMachineTest for Machine {
 /// written beside the sources.
 fn config() -> Config {
     let config = Config { failure_persistence: None, ..Config::default() };
-    if std::env::var_os("PROPTEST_CASES").is_some() { config } else { Config { cases: 120, ..config } }
+    if std::env::var_os("PROPTEST_CASES").is_some() { config } else { Config { cases: 90, ..config } }
 }
 
 prop_state_machine! {
