@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Mapping;
 use crate::error::Result;
@@ -124,33 +124,41 @@ impl Region {
     /// Word by word with relaxed atomics: another thread or process that writes there at the same time makes the
     /// contents a mixture, never undefined behaviour.
     pub(crate) fn copy_in(&self, at: u64, bytes: &[u8]) -> bool {
-        let Some(address) = self.address(at, as_u64(bytes.len())) else { return false };
-        let (head, words, tail) = split(at, bytes.len());
-        let (head, rest) = bytes.split_at(head);
-        let (middle, tail_bytes) = rest.split_at(rest.len().saturating_sub(tail));
-        debug_assert_eq!(middle.len(), words.saturating_mul(8), "the middle consists of whole words");
-        let mut cursor = Cursor(address);
-        head.iter().for_each(|byte| cursor.byte().store(*byte, Ordering::Relaxed));
-        for word in middle.as_chunks::<8>().0 {
-            cursor.word().store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+        let Some(mut cursor) = self.words_around(at, bytes.len()) else { return false };
+        let (head, rest) = bytes.split_at(split(at, bytes.len()));
+        let (whole, tail) = rest.as_chunks::<8>();
+        if !head.is_empty() {
+            let first = usize::try_from(at % WORD).unwrap_or(0);
+            store_part(cursor.word(), first, head);
         }
-        tail_bytes.iter().for_each(|byte| cursor.byte().store(*byte, Ordering::Relaxed));
+        whole.iter().for_each(|word| cursor.word().store(u64::from_ne_bytes(*word), Ordering::Relaxed));
+        if !tail.is_empty() {
+            store_part(cursor.word(), 0, tail);
+        }
         true
     }
 
     /// Copies from `at` to `bytes`; false, and nothing is read, if they do not lie in the region.
     pub(crate) fn copy_out(&self, at: u64, bytes: &mut [u8]) -> bool {
-        let Some(address) = self.address(at, as_u64(bytes.len())) else { return false };
-        let (head, _, tail) = split(at, bytes.len());
-        let (head, rest) = bytes.split_at_mut(head);
-        let (middle, tail_bytes) = rest.split_at_mut(rest.len().saturating_sub(tail));
-        let mut cursor = Cursor(address);
-        head.iter_mut().for_each(|byte| *byte = cursor.byte().load(Ordering::Relaxed));
-        for word in middle.as_chunks_mut::<8>().0 {
-            *word = cursor.word().load(Ordering::Relaxed).to_ne_bytes();
+        let Some(mut cursor) = self.words_around(at, bytes.len()) else { return false };
+        let (head, rest) = bytes.split_at_mut(split(at, bytes.len()));
+        let (whole, tail) = rest.as_chunks_mut::<8>();
+        if !head.is_empty() {
+            let first = usize::try_from(at % WORD).unwrap_or(0);
+            load_part(cursor.word(), first, head);
         }
-        tail_bytes.iter_mut().for_each(|byte| *byte = cursor.byte().load(Ordering::Relaxed));
+        whole.iter_mut().for_each(|word| *word = cursor.word().load(Ordering::Relaxed).to_ne_bytes());
+        if !tail.is_empty() {
+            load_part(cursor.word(), 0, tail);
+        }
         true
+    }
+
+    /// A cursor at the word in which `at` lies, if all words that the bytes touch lie in the region.
+    fn words_around(&self, at: u64, len: usize) -> Option<Cursor> {
+        let end = at.checked_add(as_u64(len))?.checked_next_multiple_of(WORD)?;
+        let start = at & !(WORD.wrapping_sub(1));
+        self.address(start, end.checked_sub(start)?).map(Cursor)
     }
 
     /// Copies `len` bytes from one place to another, both multiples of 8 that do not overlap; false if either does not
@@ -218,11 +226,26 @@ impl Region {
     }
 }
 
-/// Splits `len` bytes that start at `at` into single bytes, whole aligned words, and single bytes.
-fn split(at: u64, len: usize) -> (usize, usize, usize) {
-    let head = usize::try_from(at.wrapping_neg() % WORD).unwrap_or(0).min(len);
-    let rest = len.saturating_sub(head);
-    (head, rest / 8, rest % 8)
+/// How many of `len` bytes that start at `at` stand before the first aligned word that they fill or begin.
+fn split(at: u64, len: usize) -> usize {
+    usize::try_from(at.wrapping_neg() % WORD).unwrap_or(0).min(len)
+}
+
+/// Stores bytes into a word, from its byte `first` on, and leaves its other bytes alone. Always by the word's own width:
+/// accesses of different widths to one place must not race.
+fn store_part(word: &AtomicU64, first: usize, bytes: &[u8]) {
+    let mut mask = [0u8; 8];
+    let mut value = [0u8; 8];
+    let places = mask.iter_mut().zip(&mut value).skip(first);
+    places.zip(bytes).for_each(|((mask, value), byte)| (*mask, *value) = (0xff, *byte));
+    word.fetch_and(!u64::from_ne_bytes(mask), Ordering::Relaxed);
+    word.fetch_or(u64::from_ne_bytes(value), Ordering::Relaxed);
+}
+
+/// Loads bytes from a word, from its byte `first` on.
+fn load_part(word: &AtomicU64, first: usize, bytes: &mut [u8]) {
+    let value = word.load(Ordering::Relaxed).to_ne_bytes();
+    bytes.iter_mut().zip(value.iter().skip(first)).for_each(|(to, from)| *to = *from);
 }
 
 /// A place that moves through bytes that `Region::address` has checked.
@@ -238,16 +261,9 @@ impl Cursor {
     }
 
     #[inline]
-    fn byte<'a>(&mut self) -> &'a AtomicU8 {
-        let here = self.advance(1);
-        // SAFETY: R1 (see `advance`); a byte has no alignment; the mapping outlives the copy, which runs under `&Region`.
-        unsafe { AtomicU8::from_ptr(here.as_ptr()) }
-    }
-
-    #[inline]
     fn word<'a>(&mut self) -> &'a AtomicU64 {
         let here = self.advance(8);
-        // SAFETY: R1 (see `advance`) and R2: `split` put the words at multiples of 8.
+        // SAFETY: R1 (see `advance`) and R2: cursors start at multiples of 8 and advance by 8.
         unsafe { AtomicU64::from_ptr(here.as_ptr().cast()) }
     }
 }
