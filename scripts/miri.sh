@@ -11,7 +11,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # The clock and the environment are the machine's own, for the times in headers and lane records. Weak memory is not emulated:
-# that makes the run several times as long; the lock word, where it matters most, is modelled by tests/loom_lock.rs.
+# the lock word, where it matters most, is modelled by tests/loom_lock.rs.
 MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-strict-provenance -Zmiri-disable-weak-memory-emulation ${MIRIFLAGS:-}"
 export MIRIFLAGS
 exec cargo +nightly miri test --lib --test in_memory "$@"
