@@ -16,6 +16,7 @@
 //! | C12 | every root has a legal name, found where a search for it ends, and a place in the data; names are unique |
 //! | C13 | a root under construction belongs to a claimed lane |
 //! | C14 | the lock word names a lane that exists, or none |
+//! | C15 | a move belongs to a claimed lane |
 //!
 //! C1 to C3, C7, C12 and C14 hold at every moment. The others hold whenever the heap lock is free, so whoever checks them
 //! holds it; one who may not write checks them, and looks again if something changed meanwhile (`heap::inspect`).
@@ -80,6 +81,9 @@ fn check_superblock(tables: &Tables) -> Result<()> {
     for record in tables.header.all_lanes().filter_map(|lane| tables.lane(lane)) {
         if record.intent().is_some() {
             return broken("C11: an intent was left behind", record.at());
+        }
+        if record.moving().is_some() && !record.is_claimed() {
+            return broken("C15: a move belongs to a lane that nobody claims", record.at());
         }
     }
     let lock = tables.lock().load(Ordering::Acquire);

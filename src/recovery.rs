@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 
 use crate::alloc::{Classes, Located, Slab, orphan, slab, span};
 use crate::error::{Corruption, Result};
-use crate::format::{Intent, IntentKind, LaneId, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock};
+use crate::format::{Intent, IntentKind, LaneId, Move, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock};
 use crate::journal::{self, Locked};
 use crate::sys::token::Liveness;
 
@@ -54,6 +54,10 @@ impl Dead {
     fn is_empty(&self) -> bool {
         !self.0.iter().any(|dead| *dead)
     }
+
+    fn lanes(&self, tables: &Tables) -> impl Iterator<Item = LaneId> {
+        tables.header.all_lanes().filter(|lane| self.contains(*lane))
+    }
 }
 
 /// Sees to everything that a dead holder of the heap lock left. `held` are lanes whose tokens the caller has just taken:
@@ -63,16 +67,22 @@ pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, held: &[LaneId]
     journal::replay(tables, locked)?;
     span::rebuild_derived(tables, locked)?;
     journal::clear(tables, locked);
-    for lane in tables.header.all_lanes() {
-        settle_intent(ward, locked, lane)?;
-    }
-    tables.superblock(superblock::MERGE_HOLD).store(0, Ordering::Release);
-    orphan::clear_lists(tables, locked, ward.classes);
     let dead = gather(ward, held)?;
-    // Orphans are listed anew together with the dead lanes' slabs.
-    let done = bury(ward, locked, &dead, true);
+    let done = settle_and_bury(ward, locked, &dead);
     let_go(ward, &dead, held);
     done
+}
+
+/// Settles what the holder had under way, and buries the dead.
+fn settle_and_bury(ward: Ward<'_>, locked: &Locked, dead: &Dead) -> Result<()> {
+    let tables = ward.tables;
+    // Moves first: what decides about one may be a block that is held back from its owner (MERGE_HOLD).
+    dead.lanes(tables).try_for_each(|lane| settle_move(ward, locked, lane, false))?;
+    tables.header.all_lanes().try_for_each(|lane| settle_intent(ward, locked, lane))?;
+    tables.superblock(superblock::MERGE_HOLD).store(0, Ordering::Release);
+    orphan::clear_lists(tables, locked, ward.classes);
+    // Orphans are listed anew together with the dead lanes' slabs.
+    bury(ward, locked, dead, true)
 }
 
 /// Sees to lanes that died without holding the lock; returns how many there were.
@@ -113,18 +123,19 @@ fn gather(ward: Ward<'_>, held: &[LaneId]) -> Result<Dead> {
 }
 
 fn let_go(ward: Ward<'_>, dead: &Dead, held: &[LaneId]) {
-    for lane in ward.tables.header.all_lanes().filter(|lane| dead.contains(*lane) && !held.contains(lane)) {
+    for lane in dead.lanes(ward.tables).filter(|lane| !held.contains(lane)) {
         ward.liveness.give_back(lane.token());
     }
 }
 
-/// Undoes the roots that dead lanes were constructing, makes orphans of their slabs, and frees their records, in this
-/// order: as long as a record is claimed, whoever comes next starts again.
+/// Settles the moves of dead lanes, undoes the roots that they were constructing, makes orphans of their slabs, and frees
+/// their records, in this order: as long as a record is claimed, whoever comes next starts again.
 fn bury(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool) -> Result<()> {
     let tables = ward.tables;
+    dead.lanes(tables).try_for_each(|lane| settle_move(ward, locked, lane, !relist))?;
     let constructing =
         |lane: LaneId| tables.lane(lane).is_some_and(|record| record.constructing().load(Ordering::Acquire) != 0);
-    if tables.header.all_lanes().any(|lane| dead.contains(lane) && constructing(lane)) {
+    if dead.lanes(tables).any(constructing) {
         undo_constructions(ward, locked, dead, !relist)?;
     }
     let mut number = 0;
@@ -132,7 +143,7 @@ fn bury(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool) -> Result<()
         let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
         number = number.saturating_add(visit_span(ward, locked, dead, relist, page)?);
     }
-    for lane in tables.header.all_lanes().filter(|lane| dead.contains(*lane)) {
+    for lane in dead.lanes(tables) {
         if let Some(record) = tables.lane(lane) {
             record.constructing().store(0, Ordering::Relaxed);
             record.hints().store(0, Ordering::Relaxed);
@@ -183,6 +194,24 @@ fn has_dead_page(ward: Ward<'_>, dead: &Dead, slab: &Slab<'_>) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Ends the move of a lane that is dead or at rest, if it has one: of the two blocks, one stays. `lists_are_sound`: see
+/// [`free_if_allocated`].
+pub(crate) fn settle_move(ward: Ward<'_>, locked: &Locked, lane: LaneId, lists_are_sound: bool) -> Result<()> {
+    let Some(record) = ward.tables.lane(lane) else { return Ok(()) };
+    let Some(Move { old, new }) = record.moving() else { return Ok(()) };
+    let old_is_there = match slab::locate(ward.tables, ward.classes, old) {
+        Ok(Located::Block { slab, bit }) => slab.is_allocated(ward.tables, bit),
+        Ok(Located::Large { .. }) => true,
+        Err(crate::error::Error::InvalidOffset { .. }) => false,
+        Err(error) => return Err(error),
+    };
+    if old_is_there {
+        free_if_allocated(ward, locked, new, lists_are_sound)?;
+    }
+    record.end_move();
+    Ok(())
 }
 
 /// Completes or undoes the intent of a lane, if it has one.

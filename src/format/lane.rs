@@ -47,6 +47,8 @@ pub(super) const LANE_RECORD_LEN: u64 = 256;
 /// | 0x80 | 64 | intent: 0 none, 1 allocate into the cell, 2 free from the cell |
 /// | 0x88 | 64 | the cell's place |
 /// | 0x90 | 64 | the block's offset |
+/// | 0x98 | 64 | move: the block that is to be replaced; 0 none |
+/// | 0xa0 | 64 | move: the block that replaces it |
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneRecord<'a> {
     pub(super) region: &'a Region,
@@ -68,6 +70,14 @@ pub(crate) struct Intent {
     pub(crate) kind: IntentKind,
     pub(crate) cell: u64,
     pub(crate) block: u64,
+}
+
+/// A block that is being replaced by another, which holds a copy of its bytes. Until the old block is free, the new one is
+/// nobody's: if the lane dies before that, the new one is freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Move {
+    pub(crate) old: u64,
+    pub(crate) new: u64,
 }
 
 impl<'a> LaneRecord<'a> {
@@ -135,5 +145,35 @@ impl<'a> LaneRecord<'a> {
     pub(crate) fn disarm(&self) {
         let [kind, ..] = self.intent_words();
         kind.store(0, Ordering::Release);
+    }
+
+    /// For the shared lane, which is claimed only while it has something under way that recovery must know of.
+    pub(crate) fn release_shared(&self) {
+        let has_any = self.constructing().load(Ordering::Relaxed) != 0 || self.moving().is_some();
+        self.claimed().store(u32::from(has_any), Ordering::Release);
+    }
+
+    fn move_words(&self) -> [&'a AtomicU64; 2] {
+        [self.region.word(self.at + 0x98), self.region.word(self.at + 0xa0)]
+    }
+
+    /// The move under way, if any.
+    pub(crate) fn moving(&self) -> Option<Move> {
+        let [old, new] = self.move_words();
+        let old = old.load(Ordering::Acquire);
+        (old != 0).then(|| Move { old, new: new.load(Ordering::Relaxed) })
+    }
+
+    /// Begins a move. The old block is stored last: a death before it leaves no move, a death after it a whole one.
+    pub(crate) fn begin_move(&self, moving: Move) {
+        let [old, new] = self.move_words();
+        new.store(moving.new, Ordering::Relaxed);
+        old.store(moving.old, Ordering::Release);
+    }
+
+    /// Ends the move.
+    pub(crate) fn end_move(&self) {
+        let [old, _] = self.move_words();
+        old.store(0, Ordering::Release);
     }
 }

@@ -15,6 +15,11 @@ use crate::region::Offset;
 const ALIGNMENT_MIN: u64 = 8;
 const ALIGNMENT_MAX: u64 = 4096;
 
+/// A block's place as an offset; a block never stands at 0.
+pub(super) fn as_offset(block: u64) -> Result<Offset> {
+    Offset::new(block).ok_or(Error::InvalidOffset { offset: block, fault: OffsetFault::Outside })
+}
+
 impl Heap {
     /// Allocates a block of at least `size` bytes, aligned to 16. Its contents are whatever was there.
     ///
@@ -107,7 +112,8 @@ impl Heap {
     /// Changes a block's size, keeping its first bytes. Returns where it stands now: at the same place if its size class or
     /// the pages behind it allow it, else at another, and the old block is freed.
     ///
-    /// A block is aligned to 16 afterwards, whatever it was before.
+    /// A block is aligned to 16 afterwards, whatever it was before. Whoever dies meanwhile, there is one block: the old one or
+    /// the new one.
     ///
     /// # Errors
     ///
@@ -142,14 +148,9 @@ impl Heap {
         if fits_in_place {
             return Ok(block);
         }
-        let new = self.allocate(size)?;
-        self.attachment.tables.region.copy_within(block.get(), new.get(), usable.min(new_size));
-        if let Err(error) = self.deallocate(block) {
-            // The old block could not be freed: it stays, and the copy goes.
-            let _ = self.deallocate(new);
-            return Err(error);
-        }
-        Ok(new)
+        let kept = usable.min(new_size);
+        let moved = self.as_caller(|caller| self.attachment.move_block(caller, block.get(), kept, wanted));
+        as_offset(moved.map_err(|error| as_requested(error, new_size))?)
     }
 
     /// Bytes of the block that may be used: at least as many as were asked for.
@@ -173,8 +174,8 @@ impl Heap {
     fn allocate_slow(&self, size: u64, alignment: u64) -> Result<Offset> {
         let kind = self.attachment.kind(size, alignment)?;
         let block =
-            self.as_caller(|caller| self.attachment.allocate(caller, kind)).map_err(|error| as_requested(error, size))?;
-        Offset::new(block).ok_or(Error::InvalidOffset { offset: block, fault: OffsetFault::Outside })
+            self.as_caller(|caller| self.attachment.allocate(caller, kind, |_| ())).map_err(|error| as_requested(error, size))?;
+        as_offset(block)
     }
 
     #[cold]

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::Heap;
 use super::attachment::Attachment;
+use super::blocks::as_offset;
 use super::lane::Caller;
 use super::paths::{Kind, as_requested};
 use crate::alloc::{Located, slab};
@@ -47,7 +48,7 @@ impl Heap {
             self.attachment.allocate_published(&lock, caller, kind, cell.get())
         });
         let block = allocated.map_err(|error| as_requested(error, size as u64))?;
-        Offset::new(block).ok_or(Error::InvalidOffset { offset: block, fault: OffsetFault::Outside })
+        as_offset(block)
     }
 
     /// Frees the block that a cell holds and empties the cell, as one step.
@@ -100,14 +101,15 @@ impl Heap {
 }
 
 impl Attachment {
-    fn intent_record(&self, caller: Caller<'_>) -> Result<LaneRecord<'_>> {
+    /// The record of the caller's lane.
+    pub(super) fn lane_record(&self, caller: Caller<'_>) -> Result<LaneRecord<'_>> {
         let record = self.tables.lane(caller.lane());
         record.ok_or_else(|| Corruption::new("a lane has no record", superblock::LEN).into())
     }
 
     /// Allocates a block and stores it in an empty cell, under the heap lock.
     pub(super) fn allocate_published(&self, locked: &Locked, caller: Caller<'_>, kind: Kind, cell: u64) -> Result<u64> {
-        let record = self.intent_record(caller)?;
+        let record = self.lane_record(caller)?;
         let arm = |block| record.arm(Intent { kind: IntentKind::Allocate, cell, block });
         let allocated = self.allocate_locked(locked, caller, kind, arm);
         if let Ok(block) = allocated {
@@ -121,21 +123,37 @@ impl Attachment {
     pub(super) fn free_published(&self, locked: &Locked, caller: Caller<'_>, cell: u64) -> Result<()> {
         let word = self.tables.region.word(cell);
         let block = word.load(Ordering::Acquire);
+        let record = self.lane_record(caller)?;
+        let begin = || {
+            record.arm(Intent { kind: IntentKind::Free, cell, block }); // COMMIT: from here on recovery completes
+            word.store(0, Ordering::Release);
+        };
+        self.free_under_hold(locked, caller, block, begin, || record.disarm())
+    }
+
+    /// Frees a block under the heap lock, between `begin` and `end`, such that recovery can repeat it until `end`: the block
+    /// of a living lane's slab is not merged meanwhile. If the block cannot be freed, neither is called.
+    pub(super) fn free_under_hold(
+        &self,
+        locked: &Locked,
+        caller: Caller<'_>,
+        block: u64,
+        begin: impl FnOnce(),
+        end: impl FnOnce(),
+    ) -> Result<()> {
         // Everything that can be wrong with the block is found before anything changes.
         let is_anothers = match self.locate_allocated(block)? {
             Located::Block { slab, .. } => slab.lane != SHARED_LANE && slab.lane != caller.lane(),
             Located::Large { .. } => false,
         };
-        let record = self.intent_record(caller)?;
         let hold = self.tables.superblock(superblock::MERGE_HOLD);
         if is_anothers {
             // ORDERING O4: the hold is raised before the block's remote bit is set; see `Slab::merge`.
             hold.store(1, Ordering::SeqCst);
         }
-        record.arm(Intent { kind: IntentKind::Free, cell, block }); // COMMIT: from here on recovery completes
-        word.store(0, Ordering::Release);
+        begin();
         let freed = self.free_as_intended(locked, caller, block);
-        record.disarm();
+        end();
         if is_anothers {
             hold.store(0, Ordering::Release);
         }

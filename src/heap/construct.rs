@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::Heap;
 use super::attachment::Attachment;
+use super::blocks::as_offset;
 use super::lane::Caller;
 use super::paths::{Kind, as_requested};
 use super::roots::Found;
-use crate::error::{Corruption, Error, OffsetFault, Result};
+use crate::error::{Corruption, Error, Result};
 use crate::format::{LaneId, RootName, RootState, SHARED_LANE};
 use crate::recovery;
 use crate::region::Offset;
@@ -97,10 +98,6 @@ impl Heap {
     }
 }
 
-fn as_offset(block: u64) -> Result<Offset> {
-    Offset::new(block).ok_or(Error::InvalidOffset { offset: block, fault: OffsetFault::Outside })
-}
-
 /// Undoes a construction, unless it is forgotten: the constructor failed or panicked.
 struct Undo<'a> {
     attachment: &'a Attachment,
@@ -179,7 +176,7 @@ impl Attachment {
         let count = if begins { count.saturating_add(1) } else { count.saturating_sub(1) };
         record.constructing().store(count, Ordering::Release);
         if caller.lane() == SHARED_LANE {
-            record.claimed().store(u32::from(count != 0), Ordering::Release);
+            record.release_shared();
         }
     }
 

@@ -209,14 +209,18 @@ impl Attachment {
 
     /// Writes the record of a lane whose token was just taken.
     fn enter_lane(&self, lane: LaneId) -> Result<()> {
-        let lock = self.lock_as(lane, true)?;
-        recovery::dead_lanes(self.ward(), &lock, &[])?;
+        // Who waits for the lock while this lane holds it is told the pid: it is there before the lock is taken.
         if let Some(record) = self.tables.lane(lane) {
             record.pid().store(std::process::id(), Ordering::Relaxed);
             record.thread().store(clock::thread_id(), Ordering::Relaxed);
+        }
+        let lock = self.lock_as(lane, true)?;
+        recovery::dead_lanes(self.ward(), &lock, &[])?;
+        if let Some(record) = self.tables.lane(lane) {
             record.since_ms().store(clock::unix_ms(), Ordering::Relaxed);
             record.constructing().store(0, Ordering::Relaxed);
             record.hints().store(0, Ordering::Relaxed);
+            record.end_move();
             record.claimed().store(1, Ordering::Release); // COMMIT
         }
         Ok(())
@@ -230,10 +234,11 @@ impl Attachment {
         }
         if let Ok(lock) = self.lock(lane) {
             let left = seat.bins.leave(&self.tables, &self.classes, |slab| orphan::disown(&self.tables, &lock, slab));
-            // Large blocks are in no list; and should a list have been damaged, or a construction not have been undone, the
-            // tables tell what is left.
-            let constructing = |record: LaneRecord<'_>| record.constructing().load(Ordering::Relaxed) != 0;
-            if left.is_err() || seat.has_large.get() || self.tables.lane(lane).is_some_and(constructing) {
+            // Large blocks are in no list; and should a list have been damaged, or a construction or a move not have been
+            // undone, the tables tell what is left.
+            let has_more =
+                |record: LaneRecord<'_>| record.constructing().load(Ordering::Relaxed) != 0 || record.moving().is_some();
+            if left.is_err() || seat.has_large.get() || self.tables.lane(lane).is_some_and(has_more) {
                 let _ = recovery::retire_lanes(self.ward(), &lock, &[lane]);
             } else {
                 self.free_record(&lock, lane);

@@ -8,6 +8,7 @@
 //! | heap lock | `lock.rs` | the in-region lock, and recovery when it is taken from a dead holder |
 //! | blocks | `blocks.rs`, `paths.rs` | allocate, free, reallocate, and the way that each takes |
 //! | access | `access.rs` | copying in and out, addresses |
+//! | moves | `moves.rs` | replace a block by another, in one step |
 //! | cells | `cells.rs` | allocate and publish, unpublish and free, in one step |
 //! | roots | `roots.rs`, `construct.rs` | named ways in |
 //! | numbers | `stats.rs`, `inspect.rs` | what the heap holds, who is attached, is it sound |
@@ -27,6 +28,7 @@ mod construct;
 mod inspect;
 mod lane;
 mod lock;
+mod moves;
 mod options;
 mod paths;
 mod roots;

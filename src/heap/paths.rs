@@ -67,17 +67,22 @@ impl Attachment {
         }
     }
 
-    /// Allocates, taking the heap lock where it is needed.
-    pub(super) fn allocate(&self, caller: Caller<'_>, kind: Kind) -> Result<u64> {
+    /// Allocates, taking the heap lock where it is needed; `before_commit` is called with the block before it is allocated.
+    pub(super) fn allocate(
+        &self,
+        caller: Caller<'_>,
+        kind: Kind,
+        mut before_commit: impl FnMut(u64),
+    ) -> Result<u64> {
         if let (Caller::Lane(seat), Kind::Small(class)) = (caller, kind) {
             for _ in 0..TRIES {
-                if let Some(block) = seat.bins.take(&self.tables, class, |_| ()) {
+                if let Some(block) = seat.bins.take(&self.tables, class, &mut before_commit) {
                     return Ok(block);
                 }
                 if !seat.bins.refill(&self.tables, &self.classes, class)? {
                     let lock = self.lock_for(caller)?;
                     match self.supply(&lock, seat, class) {
-                        Err(Error::OutOfMemory { .. }) => return self.allocate_pages_for(&lock, caller, class, |_| ()),
+                        Err(Error::OutOfMemory { .. }) => return self.allocate_pages_for(&lock, caller, class, before_commit),
                         supplied => supplied?,
                     }
                 }
@@ -85,7 +90,7 @@ impl Attachment {
             return Err(no_end());
         }
         let lock = self.lock_for(caller)?;
-        self.allocate_locked(&lock, caller, kind, |_| ())
+        self.allocate_locked(&lock, caller, kind, before_commit)
     }
 
     /// Allocates under the heap lock; `before_commit` is called with the block before it is allocated.

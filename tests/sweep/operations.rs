@@ -1,246 +1,251 @@
 //! The operations that are swept. Each later capability adds its own here: a name, what to prepare, what to do.
 
-use shmheap::{Heap, Offset};
+use shmheap::{Error, Heap, Result};
+
+use crate::stage::Stage;
 
 /// One operation on one state of a heap.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operation {
     pub(crate) name: &'static str,
-    /// Brings a fresh heap into the state; the blocks are what `act` works on.
-    pub(crate) prepare: fn(&Heap) -> Vec<Offset>,
-    /// What is swept.
-    pub(crate) act: fn(&mut Option<Heap>, &[Offset]),
-    /// The operation is to attach a region that is there already.
-    pub(crate) attach_in_act: bool,
+    /// Brings a fresh heap into the state.
+    pub(crate) prepare: fn(&mut Stage),
+    /// What is swept. An error is a failure of the sweep: what has to be refused is turned into `Ok` here.
+    pub(crate) act: fn(&mut Stage) -> Result<()>,
+    /// There is no heap before the operation.
+    pub(crate) creates: bool,
+    /// Every lane is taken: the operation works in the name of the shared one.
+    pub(crate) laneless: bool,
+    /// The operation is followed by the end of its thread, which leaves its lane.
+    pub(crate) ends_thread: bool,
 }
 
-macro_rules! operation {
-    ($name:expr, $prepare:expr, $act:expr $(,)?) => {
-        Operation {
-            name: $name,
-            prepare: $prepare,
-            act: |heap, blocks| {
-                let act: fn(&Heap, &[Offset]) = $act;
-                act(heap.as_ref().expect("attached"), blocks);
-            },
-            attach_in_act: false,
-        }
-    };
+impl Operation {
+    const fn new(name: &'static str, prepare: fn(&mut Stage), act: fn(&mut Stage) -> Result<()>) -> Self {
+        Self { name, prepare, act, creates: false, laneless: false, ends_thread: false }
+    }
+
+    const fn laneless(self) -> Self {
+        Self { laneless: true, ..self }
+    }
+
+    const fn creates(self) -> Self {
+        Self { creates: true, ..self }
+    }
+
+    const fn ends_thread(self) -> Self {
+        Self { ends_thread: true, ..self }
+    }
 }
 
-/// Allocates blocks of these sizes, each filled with a pattern of its own.
-fn blocks(heap: &Heap, sizes: &[usize]) -> Vec<Offset> {
-    let filled = |(index, size): (usize, &usize)| {
-        let block = heap.allocate(*size).expect("room for the preparation");
-        let byte = u8::try_from(index % 251).expect("below 251").wrapping_add(1);
-        heap.copy_in(block, &vec![byte; *size]).expect("the block is there");
-        block
-    };
-    sizes.iter().enumerate().map(filled).collect()
+fn nothing(_stage: &mut Stage) {}
+
+fn free_first(stage: &mut Stage) -> Result<()> {
+    stage.heap().deallocate(stage.first())
 }
 
-/// The same, allocated by a thread that has ended: orphans.
-fn orphans(heap: &Heap, sizes: &'static [usize]) -> Vec<Offset> {
-    let other = heap.clone();
-    std::thread::spawn(move || blocks(&other, sizes)).join().expect("the thread allocates")
+fn free_from_first(stage: &mut Stage) -> Result<()> {
+    stage.heap().free_from(stage.first())
 }
 
-/// Blocks of another attachment of the same memory, whose lane lives on: it is leaked together with its thread.
-fn anothers(heap: &Heap, sizes: &'static [usize]) -> Vec<Offset> {
-    let other = heap.clone();
-    let (send, receive) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        send.send(blocks(&other, sizes)).expect("somebody listens");
-        loop {
-            std::thread::park();
-        }
-    });
-    receive.recv().expect("the thread allocates")
+/// What must be refused was refused.
+fn refused<T>(result: Result<T>, is_right: impl FnOnce(&Error) -> bool) -> Result<()> {
+    match result {
+        Err(error) if is_right(&error) => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(Error::RootsFull { slots: 0 }),
+    }
 }
 
-/// A cell that holds a block of this size.
-fn published(heap: &Heap, size: usize) -> Vec<Offset> {
-    let cell = heap.allocate_zeroed(64).expect("room");
-    heap.allocate_into(cell, size).expect("room");
-    vec![cell]
+fn allocate<const SIZE: usize>(stage: &mut Stage) -> Result<()> {
+    stage.heap().allocate(SIZE).map(drop)
 }
 
-fn free_from_first(heap: &Heap, blocks: &[Offset]) {
-    heap.free_from(blocks[0]).expect("a block in the cell");
+fn reallocate<const SIZE: usize>(stage: &mut Stage) -> Result<()> {
+    stage.heap().reallocate(stage.first(), SIZE).map(drop)
 }
 
-fn nothing(_heap: &Heap) -> Vec<Offset> {
-    Vec::new()
+fn construct(stage: &mut Stage) -> Result<()> {
+    stage.heap().find_or_construct("name", 200, |_| Ok(())).map(drop)
 }
 
-/// A lane that has allocated and freed: its bins are warm, and nothing is live.
-fn warm(heap: &Heap) -> Vec<Offset> {
-    let warm = blocks(heap, &[16, 64, 512, 5000]);
-    warm.iter().for_each(|block| heap.deallocate(*block).expect("just allocated"));
-    Vec::new()
+fn construct_in_vain(stage: &mut Stage) -> Result<()> {
+    let construct = |_| Err(Error::ZeroSize);
+    refused(stage.heap().find_or_construct("name", 200, construct), |error| *error == Error::ZeroSize)
 }
 
-/// Makes the calling thread claim a lane, and leaves no slab of the classes that matter.
-fn claim(heap: &Heap) {
-    let block = heap.allocate(3000).expect("room");
-    heap.deallocate(block).expect("just allocated");
+/// Three slabs of eight blocks: one is the current one, one is empty and kept, and one has a single block left, the first.
+fn second_slab_nearly_empty(stage: &mut Stage) {
+    stage.fill(&[1024; 24]);
+    let last_of_second = stage.blocks.remove(8);
+    let freed: Vec<_> = stage.blocks.drain(..15).collect();
+    freed.iter().for_each(|block| stage.heap().deallocate(*block).expect("live"));
+    stage.blocks.insert(0, last_of_second);
 }
 
-fn allocate(heap: &Heap, size: usize) {
-    heap.allocate(size).expect("room");
+/// The second slab is used up but for one block when the first has room again.
+fn slab_with_room_again(stage: &mut Stage) {
+    stage.fill(&[1024; 15]);
+    let first = stage.blocks.remove(0);
+    stage.heap().deallocate(first).expect("live");
+    stage.fill(&[1024]);
 }
 
-fn free_first(heap: &Heap, blocks: &[Offset]) {
-    heap.deallocate(blocks[0]).expect("live");
+fn freed_by_another(stage: &mut Stage) {
+    stage.fill(&[1024; 8]);
+    let (other, freed): (_, Vec<_>) = (stage.heap().clone(), stage.blocks.drain(..3).collect());
+    let free = move || freed.iter().try_for_each(|block| other.deallocate(*block));
+    std::thread::spawn(free).join().expect("the thread ends well").expect("live");
+}
+
+fn root(stage: &mut Stage) {
+    stage.fill(&[64, 64]);
+    stage.heap().set_root("name", stage.blocks[0]).expect("a root");
+}
+
+/// A cell that holds a block of another lane's.
+fn cell_with_anothers(stage: &mut Stage) {
+    stage.fill_anothers(&[100]);
+    let block = stage.blocks.remove(0);
+    let cell = stage.heap().allocate_zeroed(64).expect("room");
+    stage.heap().copy_in(cell, &block.get().to_ne_bytes()).expect("live");
+    stage.blocks.insert(0, cell);
+}
+
+fn cell(stage: &mut Stage) {
+    stage.blocks.push(stage.heap().allocate_zeroed(64).expect("room"));
+}
+
+fn open(stage: &mut Stage) -> Result<()> {
+    stage.heap = Some(Heap::open(&stage.name)?);
+    Ok(())
+}
+
+fn detach(stage: &mut Stage) -> Result<()> {
+    stage.heap = None;
+    Ok(())
+}
+
+const fn op(name: &'static str, prepare: fn(&mut Stage), act: fn(&mut Stage) -> Result<()>) -> Operation {
+    Operation::new(name, prepare, act)
 }
 
 pub(crate) const OPERATIONS: &[Operation] = &[
-    operation!("allocate, hot bin", warm, |heap, _| allocate(heap, 64)),
-    operation!("allocate, lane claimed first", nothing, |heap, _| allocate(heap, 64)),
-    operation!("allocate, new slab", |heap| blocks(heap, &[64]), |heap, _| allocate(heap, 512)),
-    operation!("allocate, next word", |heap| blocks(heap, &[16; 64]), |heap, _| allocate(heap, 16),),
-    operation!(
-        "allocate, slab with room again",
-        |heap| {
-            // The second slab is used up but for one block when the first has room again.
-            let mut all = blocks(heap, &[1024; 15]);
-            heap.deallocate(all.remove(0)).expect("live");
-            all.extend(blocks(heap, &[1024]));
-            all
-        },
-        |heap, _| allocate(heap, 1024),
-    ),
-    operation!(
-        "allocate, merges what others freed",
-        |heap| {
-            let mut all = blocks(heap, &[1024; 8]);
-            let freed: Vec<Offset> = all.drain(..3).collect();
-            let other = heap.clone();
-            let free = move || freed.iter().try_for_each(|block| other.deallocate(*block));
-            std::thread::spawn(free).join().expect("the thread ends well").expect("live");
-            all
-        },
-        |heap, _| allocate(heap, 1024),
-    ),
-    operation!(
+    op("allocate, hot bin", |s| s.warm(), allocate::<64>),
+    op("allocate, lane claimed first", nothing, allocate::<64>),
+    op("allocate, new slab", |s| s.fill(&[64]), allocate::<512>),
+    op("allocate, next word", |s| s.fill(&[16; 64]), allocate::<16>),
+    op("allocate, slab with room again", slab_with_room_again, allocate::<1024>),
+    op("allocate, merges what others freed", freed_by_another, allocate::<1024>),
+    op(
         "allocate, adopts an orphan",
-        |heap| {
-            let all = orphans(heap, &[100, 100, 2000]);
-            claim(heap);
-            all
+        |s| {
+            s.fill_orphans(&[100, 100, 2000]);
+            s.claim();
         },
-        |heap, _| allocate(heap, 100),
+        allocate::<100>,
     ),
-    operation!("allocate, large", warm, |heap, _| allocate(heap, 10_000)),
-    operation!("allocate, out of memory", |heap| blocks(heap, &[30_000]), |heap, _| {
-        heap.allocate(70_000).expect_err("no room");
+    op("allocate, large", |s| s.warm(), allocate::<10_000>),
+    op("allocate, out of memory", |s| s.fill(&[40_000]), |s| {
+        refused(s.heap().allocate(100_000), |error| matches!(error, Error::OutOfMemory { .. }))
     }),
-    operation!("allocate_aligned 4096", warm, |heap, _| {
-        heap.allocate_aligned(100, 4096).expect("room");
-    }),
-    operation!("deallocate, own", |heap| blocks(heap, &[64, 64]), free_first),
-    operation!("deallocate, word that was full", |heap| blocks(heap, &[1024; 9]), free_first),
-    operation!(
-        "deallocate, second slab becomes empty",
-        |heap| {
-            // Three slabs of eight blocks: one is the current one, one is empty and kept, and one has a single block left.
-            let mut all = blocks(heap, &[1024; 24]);
-            let last_of_second = all.remove(8);
-            all.drain(..15).for_each(|block| heap.deallocate(block).expect("live"));
-            all.insert(0, last_of_second);
-            all
-        },
-        free_first,
-    ),
-    operation!("deallocate, remote", |heap| anothers(heap, &[64, 64]), free_first),
-    operation!(
-        "deallocate, orphan",
-        |heap| {
-            let all = orphans(heap, &[64, 64]);
-            claim(heap);
-            all
-        },
-        free_first,
-    ),
-    operation!(
-        "deallocate, last of an orphan",
-        |heap| {
-            let all = orphans(heap, &[64]);
-            claim(heap);
-            all
-        },
-        free_first,
-    ),
-    operation!("deallocate, large", |heap| blocks(heap, &[10_000, 64]), free_first),
-    operation!("reallocate, large shrinks", |heap| blocks(heap, &[20_000]), |heap, blocks| {
-        heap.reallocate(blocks[0], 9_000).expect("shrinks");
-    }),
-    operation!("reallocate, large grows", |heap| blocks(heap, &[9_000]), |heap, blocks| {
-        heap.reallocate(blocks[0], 20_000).expect("room behind it");
-    }),
-    operation!("set_root, new", |heap| blocks(heap, &[64]), |heap, blocks| {
-        heap.set_root("name", blocks[0]).expect("a root");
-    }),
-    operation!(
-        "set_root, replaces",
-        |heap| {
-            let all = blocks(heap, &[64, 64]);
-            heap.set_root("name", all[0]).expect("a root");
-            all
-        },
-        |heap, blocks| {
-            heap.set_root("name", blocks[1]).expect("a root");
-        },
-    ),
-    operation!(
-        "remove_root",
-        |heap| {
-            let all = blocks(heap, &[64, 64]);
-            heap.set_root("name", all[0]).expect("a root");
-            heap.set_root("other", all[1]).expect("a root");
-            all
-        },
-        |heap, _| {
-            heap.remove_root("name").expect("the root");
-        },
-    ),
-    operation!("find_or_construct", |heap| blocks(heap, &[64]), |heap, _| {
-        heap.find_or_construct("name", 200, |_| Ok(())).expect("constructed");
-    }),
-    operation!("find_or_construct, fails", |heap| blocks(heap, &[64]), |heap, _| {
-        heap.find_or_construct("name", 200, |_| Err(shmheap::Error::ZeroSize)).expect_err("fails");
-    },),
-    operation!(
-        "trim",
-        |heap| {
-            let mut all = blocks(heap, &[64, 1024, 9_000]);
-            heap.deallocate(all.remove(1)).expect("live");
-            all
-        },
-        |heap, _| {
-            heap.trim().expect("trims");
+    op("allocate, gives back what it keeps when memory is short", second_slab_nearly_empty, |s| {
+        match s.heap().allocate(50_000) {
+            Err(Error::OutOfMemory { .. }) => Ok(()),
+            allocated => allocated.map(drop),
         }
-    ),
-    Operation {
-        act: |heap, _| drop(heap.take()),
-        ..operation!("detach", |heap| blocks(heap, &[64, 1024, 9_000]), |_, _| ())
-    },
-    operation!("allocate_into", |heap| vec![heap.allocate_zeroed(64).expect("room")], |heap, blocks| {
-        heap.allocate_into(blocks[0], 100).expect("room");
-    },),
-    operation!("allocate_into, large", |heap| vec![heap.allocate_zeroed(64).expect("room")], |heap, blocks| {
-        heap.allocate_into(blocks[0], 10_000).expect("room");
-    },),
-    operation!("free_from, own", |heap| published(heap, 100), free_from_first),
-    operation!("free_from, large", |heap| published(heap, 10_000), free_from_first),
-    operation!(
-        "free_from, another's",
-        |heap| {
-            let others = anothers(heap, &[100]);
-            let cell = heap.allocate_zeroed(64).expect("room");
-            heap.copy_in(cell, &others[0].get().to_ne_bytes()).expect("live");
-            vec![cell]
+    }),
+    op("allocate_aligned 4096", |s| s.warm(), |s| s.heap().allocate_aligned(100, 4096).map(drop)),
+    op("allocate_zeroed", |s| s.warm(), |s| s.heap().allocate_zeroed(100).map(drop)),
+    op("deallocate, own", |s| s.fill(&[64, 64]), free_first),
+    op("deallocate, word that was full", |s| s.fill(&[1024; 9]), free_first),
+    op("deallocate, second slab becomes empty", second_slab_nearly_empty, free_first),
+    op("deallocate, remote", |s| s.fill_anothers(&[64, 64]), free_first),
+    op(
+        "deallocate, orphan",
+        |s| {
+            s.fill_orphans(&[64, 64]);
+            s.claim();
         },
-        free_from_first,
+        free_first,
     ),
+    op(
+        "deallocate, last of an orphan",
+        |s| {
+            s.fill_orphans(&[64]);
+            s.claim();
+        },
+        free_first,
+    ),
+    op("deallocate, large", |s| s.fill(&[10_000, 64]), free_first),
+    op("reallocate, same class", |s| s.fill(&[100]), reallocate::<110>),
+    op("reallocate, large shrinks", |s| s.fill(&[20_000]), reallocate::<9_000>),
+    op("reallocate, large grows", |s| s.fill(&[9_000]), reallocate::<20_000>),
+    op("reallocate, moves", |s| s.fill(&[100, 100]), reallocate::<300>),
+    op("reallocate, moves to pages of its own", |s| s.fill(&[1000, 100]), reallocate::<9_000>),
+    op("reallocate, moves from pages of its own", |s| s.fill(&[9_000, 100]), reallocate::<100>),
+    op("reallocate, large moves", |s| s.fill(&[9_000, 9_000]), reallocate::<20_000>),
+    op("reallocate, moves another's", |s| s.fill_anothers(&[100, 100]), reallocate::<300>),
+    op(
+        "reallocate, moves an orphan's",
+        |s| {
+            s.fill_orphans(&[100, 100]);
+            s.claim();
+        },
+        reallocate::<300>,
+    ),
+    op("set_root, new", |s| s.fill(&[64]), |s| s.heap().set_root("name", s.first()).map(drop)),
+    op("set_root, replaces", root, |s| s.heap().set_root("name", s.blocks[1]).map(drop)),
+    op(
+        "remove_root",
+        |s| {
+            root(s);
+            s.heap().set_root("other", s.blocks[1]).expect("a root");
+        },
+        |s| s.heap().remove_root("name").map(drop),
+    ),
+    op("find_or_construct", |s| s.fill(&[64]), construct),
+    op("find_or_construct, fails", |s| s.fill(&[64]), construct_in_vain),
+    op("find_or_construct, finds", root, construct),
+    op(
+        "trim",
+        |s| {
+            s.fill(&[64, 9_000, 1024]);
+            s.free_all_but(2);
+        },
+        |s| s.heap().trim().map(drop),
+    ),
+    op("allocate_into", cell, |s| s.heap().allocate_into(s.first(), 100).map(drop)),
+    op("allocate_into, large", cell, |s| s.heap().allocate_into(s.first(), 10_000).map(drop)),
+    op("free_from, own", |s| s.publish(100), free_from_first),
+    op("free_from, large", |s| s.publish(10_000), free_from_first),
+    op("free_from, another's", cell_with_anothers, free_from_first),
+    op("create", nothing, |s| {
+        s.heap = Some(Heap::options().capacity(64 << 10).create(&s.name)?);
+        Ok(())
+    })
+    .creates(),
+    op(
+        "attach",
+        |s| {
+            s.fill(&[64, 9_000]);
+            s.heap = None;
+        },
+        open,
+    ),
+    op("attach, finds the dead", |s| s.fill_and_die(&[64, 1024, 9_000]), open),
+    op("recover", |s| s.fill_and_die(&[64, 1024, 9_000]), |s| s.heap().recover().map(drop)),
+    op("detach", |s| s.fill(&[64, 1024, 9_000]), detach),
+    op("detach, leaves a slab that another has freed in", freed_by_another, detach),
+    op("a thread ends", |s| s.fill(&[64, 1024]), |_| Ok(())).ends_thread(),
+    op("a thread ends that has a large block", |s| s.fill(&[64, 9_000]), |_| Ok(())).ends_thread(),
+    op("shared lane, allocate from an orphan", |s| s.fill_orphans(&[100]), allocate::<100>).laneless(),
+    op("shared lane, allocate", nothing, allocate::<100>).laneless(),
+    op("shared lane, allocate large", nothing, allocate::<9_000>).laneless(),
+    op("shared lane, deallocate another's", |s| s.fill(&[100]), free_first).laneless(),
+    op("shared lane, deallocate large", |s| s.fill(&[9_000]), free_first).laneless(),
+    op("shared lane, allocate_into", cell, |s| s.heap().allocate_into(s.first(), 100).map(drop)).laneless(),
+    op("shared lane, free_from", |s| s.publish(100), free_from_first).laneless(),
+    op("shared lane, find_or_construct", nothing, construct).laneless(),
+    op("shared lane, find_or_construct fails", nothing, construct_in_vain).laneless(),
 ];

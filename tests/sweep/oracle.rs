@@ -1,75 +1,109 @@
-//! What a recovered region must be.
+//! What a segment must be after everybody in it has died: one of the states that the operation allows, and sound.
 
 use std::collections::BTreeMap;
 
 use shmheap::{Heap, Offset};
 
-use crate::stepper::Shared;
+use crate::image::{Copy, Image};
 
 /// The live blocks of a heap, with a digest of their contents, and its roots.
-#[derive(Debug, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Live {
-    blocks: BTreeMap<Offset, (u64, u64)>,
-    roots: BTreeMap<String, Option<Offset>>,
+    pub(crate) blocks: BTreeMap<Offset, Content>,
+    pub(crate) roots: BTreeMap<String, Option<Offset>>,
+}
+
+/// A block's size and a digest of its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) size: u64,
+    pub(crate) digest: u64,
+}
+
+/// The states that are allowed, of which the first is the one before the operation. `None`: there is no heap.
+#[derive(Debug, Clone)]
+pub(crate) struct Allowed {
+    pub(crate) before: Option<Live>,
+    pub(crate) after: Option<Live>,
 }
 
 impl Live {
-    /// What is live in this region after recovery, which happens in place.
-    pub(crate) fn after_recovery(region: &Shared) -> Self {
-        Self::of(&region.attach())
+    /// What is live in this heap.
+    pub(crate) fn of(heap: &Heap) -> Result<Self, String> {
+        let content = |block: shmheap::BlockInfo| {
+            let digest = digest(heap, block.offset, block.size)?;
+            Ok((block.offset, Content { size: block.size, digest }))
+        };
+        let blocks = heap.blocks().map(content).collect::<Result<_, String>>()?;
+        let roots = heap.roots().map_err(|error| format!("roots: {error}"))?;
+        Ok(Self { blocks, roots: roots.into_iter().map(|root| (root.name, root.block)).collect() })
     }
 
-    fn of(heap: &Heap) -> Self {
-        let blocks =
-            heap.blocks().map(|block| (block.offset, (block.size, digest(heap, block.offset, block.size)))).collect();
-        let roots = heap.roots().expect("the roots are legible").into_iter().map(|root| (root.name, root.block)).collect();
-        Self { blocks, roots }
+    /// What is live in this image once everybody in it is dead.
+    pub(crate) fn after_recovery(image: &Image, copy: &Copy) -> Result<Self, String> {
+        copy.put(image);
+        Self::of(&copy.open().map_err(|error| format!("attach: {error}"))?)
     }
 
     /// The same blocks and roots, and the same contents in each block that was there before the operation. A block that is
-    /// new has whatever contents it has: nobody has written to it.
-    fn matches(&self, expected: &Self, before: &Self) -> bool {
-        let same_keys = self.blocks.keys().eq(expected.blocks.keys());
-        let kept = self.blocks.iter().zip(&expected.blocks).all(|((offset, found), (_, expected))| {
-            found.0 == expected.0 && (found.1 == expected.1 || !before.blocks.contains_key(offset))
-        });
-        same_keys && kept && self.roots == expected.roots
+    /// new has whatever contents it has.
+    fn matches(&self, expected: &Self, before: Option<&Self>) -> bool {
+        let is_old = |offset: &Offset| before.is_some_and(|before| before.blocks.contains_key(offset));
+        let same = |((offset, found), (_, expected)): ((&Offset, &Content), (&Offset, &Content))| {
+            found.size == expected.size && (found.digest == expected.digest || !is_old(offset))
+        };
+        self.blocks.keys().eq(expected.blocks.keys())
+            && self.blocks.iter().zip(&expected.blocks).all(same)
+            && self.roots == expected.roots
     }
 }
 
 /// FNV-1a over a block's bytes; the first 4096 suffice to tell contents apart.
-fn digest(heap: &Heap, block: Offset, size: u64) -> u64 {
+fn digest(heap: &Heap, block: Offset, size: u64) -> Result<u64, String> {
     let mut bytes = vec![0; usize::try_from(size.min(4096)).expect("at most 4096")];
-    heap.copy_out(block, &mut bytes).expect("the block is live");
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    heap.copy_out(block, &mut bytes).map_err(|error| format!("a listed block cannot be read: {error}"))?;
+    Ok(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
 }
 
-/// Recovers the region in place and checks everything; `place` says where the crash was.
-pub(crate) fn check(region: &Shared, before: &Live, after: &Live, place: &dyn Fn() -> String) {
-    let heap = region.attach();
-    if let Err(error) = heap.validate() {
-        panic!("{}: {error}", place());
+/// Judges what a death would leave: `image`, or no segment at all.
+pub(crate) fn judge(image: Option<&Image>, copy: &Copy, allowed: &Allowed) -> Result<(), String> {
+    let Some(image) = image else {
+        let fits = allowed.before.is_none() || allowed.after.is_none();
+        return if fits { Ok(()) } else { Err("the segment is gone".to_owned()) };
+    };
+    if let Some(what) = image.unbacked() {
+        return Err(format!("the heap counts on memory that is not reserved: {what}"));
     }
-    let now = Live::of(&heap);
-    assert!(
-        now.matches(before, before) || now.matches(after, before),
-        "{}: neither before nor after\nbefore {before:x?}\nafter  {after:x?}\nfound  {now:x?}",
-        place()
-    );
-    for root in now.roots.keys() {
-        heap.remove_root(root).unwrap_or_else(|error| panic!("{}: root {root}: {error}", place()));
+    copy.put(image);
+    let heap = copy.open().map_err(|error| format!("attach: {error}"))?;
+    heap.validate().map_err(|error| format!("validate: {error}"))?;
+    let now = Live::of(&heap)?;
+    let fits = |expected: &Option<Live>| {
+        expected.as_ref().is_some_and(|expected| now.matches(expected, allowed.before.as_ref()))
+    };
+    if !fits(&allowed.before) && !fits(&allowed.after) {
+        return Err(format!("neither before nor after:\nallowed {allowed:x?}\nfound   {now:x?}"));
     }
-    for block in now.blocks.keys() {
-        heap.deallocate(*block).unwrap_or_else(|error| panic!("{}: {error}", place()));
+    use_up(&heap, &now)
+}
+
+/// Frees everything; the heap must work, and be one free block in the end.
+pub(crate) fn use_up(heap: &Heap, live: &Live) -> Result<(), String> {
+    let told = |what: &'static str| move |error: shmheap::Error| format!("{what}: {error}");
+    for root in live.roots.keys() {
+        heap.remove_root(root).map_err(told("remove_root"))?;
     }
-    let probe = [16, 700, 9000].map(|size| heap.allocate(size).unwrap_or_else(|error| panic!("{}: {error}", place())));
-    for block in probe {
-        heap.deallocate(block).unwrap_or_else(|error| panic!("{}: {error}", place()));
+    for block in live.blocks.keys() {
+        heap.deallocate(*block).map_err(told("deallocate"))?;
     }
-    heap.trim().unwrap_or_else(|error| panic!("{}: {error}", place()));
-    let stats = heap.stats().expect("stats of a valid heap");
-    let pages = (stats.free, stats.free_blocks, stats.fragmentation);
-    assert_eq!(pages, (stats.total, 1, 0), "{}: something was lost\n{stats}", place());
-    assert!(stats.classes.is_empty(), "{}: slabs are left over\n{stats}", place());
-    heap.validate().unwrap_or_else(|error| panic!("{}: after freeing everything: {error}", place()));
+    for size in [16, 700, 9000] {
+        let block = heap.allocate(size).map_err(told("allocate"))?;
+        heap.deallocate(block).map_err(told("deallocate what was just allocated"))?;
+    }
+    heap.trim().map_err(told("trim"))?;
+    let stats = heap.stats().map_err(told("stats"))?;
+    if (stats.free, stats.free_blocks, stats.fragmentation) != (stats.total, 1, 0) || !stats.classes.is_empty() {
+        return Err(format!("after everything was freed, something is lost:\n{stats}"));
+    }
+    heap.validate().map_err(told("validate after everything was freed"))
 }

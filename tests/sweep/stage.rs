@@ -1,0 +1,217 @@
+//! Where an operation takes place: a heap in a segment, brought into some state, in a process that is then watched.
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use shmheap::{Heap, Offset, Result};
+
+use crate::board::{Board, outcome_of};
+use crate::child::{self, Child};
+use crate::common::{Random, Segment};
+use crate::operations::Operation;
+
+/// Bytes of the swept heaps: small, because each is read at every step.
+const CAPACITY: u64 = 128 << 10;
+
+/// What an operation works on.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) name: String,
+    /// The heap, while it is attached.
+    pub(crate) heap: Option<Heap>,
+    /// Blocks for the operation, by its own arrangement.
+    pub(crate) blocks: Vec<Offset>,
+}
+
+impl Stage {
+    pub(crate) fn heap(&self) -> &Heap {
+        self.heap.as_ref().expect("the heap is attached")
+    }
+
+    pub(crate) fn first(&self) -> Offset {
+        self.blocks[0]
+    }
+
+    /// Allocates blocks of these sizes, each filled with a pattern of its own.
+    pub(crate) fn fill(&mut self, sizes: &[usize]) {
+        self.blocks.extend(filled(self.heap(), sizes));
+    }
+
+    /// The same, allocated by a thread that has ended: orphans.
+    pub(crate) fn fill_orphans(&mut self, sizes: &'static [usize]) {
+        let other = self.heap().clone();
+        let blocks = std::thread::spawn(move || filled(&other, sizes)).join().expect("the thread allocates");
+        self.blocks.extend(blocks);
+    }
+
+    /// The same, in the lane of a thread that lives on.
+    pub(crate) fn fill_anothers(&mut self, sizes: &'static [usize]) {
+        let other = self.heap().clone();
+        self.blocks.extend(in_a_parked_thread(move || filled(&other, sizes)));
+    }
+
+    /// The same, by a process that dies then.
+    pub(crate) fn fill_and_die(&mut self, sizes: &[usize]) {
+        let (name, board) = (self.name.clone(), Board::new());
+        let victim = child::spawn(|| {
+            let heap = Heap::open(&name).expect("the heap is there");
+            board.note_blocks(&filled(&heap, sizes));
+            // SAFETY: ends the process without telling the heap.
+            unsafe { libc::_exit(0) }
+        });
+        assert_eq!(waitpid(victim, None), Ok(WaitStatus::Exited(victim, 0)), "the victim allocates");
+        self.blocks.extend(board.blocks());
+    }
+
+    /// Claims a lane, and leaves no slab of the classes that matter.
+    pub(crate) fn claim(&self) {
+        let block = self.heap().allocate(3000).expect("room");
+        self.heap().deallocate(block).expect("just allocated");
+    }
+
+    /// Allocates and frees: the bins are warm, and nothing more is live.
+    pub(crate) fn warm(&self) {
+        let warm = filled(self.heap(), &[16, 64, 512, 5000]);
+        warm.iter().for_each(|block| self.heap().deallocate(*block).expect("just allocated"));
+    }
+
+    /// A cell that holds a block of this size.
+    pub(crate) fn publish(&mut self, size: usize) {
+        let cell = self.heap().allocate_zeroed(64).expect("room");
+        self.heap().allocate_into(cell, size).expect("room");
+        self.blocks.push(cell);
+    }
+
+    pub(crate) fn free_all_but(&mut self, kept: usize) {
+        let freed: Vec<Offset> = self.blocks.drain(kept..).collect();
+        freed.iter().for_each(|block| self.heap().deallocate(*block).expect("live"));
+    }
+}
+
+fn filled(heap: &Heap, sizes: &[usize]) -> Vec<Offset> {
+    let fill = |(index, size): (usize, &usize)| {
+        let block = heap.allocate(*size).expect("room for the preparation");
+        let byte = u8::try_from(index % 251).expect("below 251").wrapping_add(1);
+        heap.copy_in(block, &vec![byte; *size]).expect("the block is there");
+        block
+    };
+    sizes.iter().enumerate().map(fill).collect()
+}
+
+/// Runs `f` in a thread that then stays until its process ends.
+fn in_a_parked_thread<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        send.send(f()).expect("somebody listens");
+        loop {
+            std::thread::park();
+        }
+    });
+    receive.recv().expect("the thread does its work")
+}
+
+/// Work that comes before an operation's own preparation, so that the operation meets heaps of many kinds. Seed 0 is none.
+pub(crate) fn vary(heap: &Heap, seed: u64) {
+    if seed == 0 {
+        return;
+    }
+    let mut random = Random::new(seed);
+    let mut live = Vec::new();
+    for _ in 0..random.below(40) {
+        let size = match random.below(12) {
+            0 => 4100 + random.below(5000),
+            1..=3 => 200 + random.below(900),
+            _ => 1 + random.below(200),
+        };
+        match random.below(8) {
+            0 | 1 if !live.is_empty() => {
+                let block = live.swap_remove(random.below(live.len()));
+                heap.deallocate(block).expect("live");
+            }
+            2 if !live.is_empty() => {
+                // By another thread: a remote free, or the other way round for an orphan.
+                let (other, block) = (heap.clone(), live.swap_remove(random.below(live.len())));
+                let free = move || other.deallocate(block);
+                std::thread::spawn(free).join().expect("the thread ends").expect("live");
+            }
+            3 => {
+                let other = heap.clone();
+                let allocate = move || other.allocate(size);
+                live.extend(std::thread::spawn(allocate).join().expect("the thread ends"));
+            }
+            4 if !live.is_empty() => {
+                let name = format!("varied {}", random.below(4));
+                heap.set_root(&name, live[random.below(live.len())]).expect("a slot");
+            }
+            _ => live.extend(heap.allocate(size)),
+        }
+        // What an operation needs is left to it.
+        let used: u64 = heap.used_size().expect("stats");
+        while used > CAPACITY / 5 && live.len() > 2 {
+            heap.deallocate(live.remove(0)).expect("live");
+            if heap.used_size().expect("stats") <= CAPACITY / 6 {
+                break;
+            }
+        }
+    }
+    // A root must not lead to a block that is gone: it would lead to the next one at its place.
+    for root in heap.roots().expect("roots").into_iter().filter(|root| !root.allocated) {
+        heap.remove_root(&root.name).expect("a root");
+    }
+}
+
+/// Starts a child that brings a heap in `segment` into the operation's state, and returns when it stands right before the
+/// operation. How that ends is said on the board.
+pub(crate) fn start(operation: &Operation, seed: u64, segment: &Segment, board: &Board) -> Child {
+    Child::start(|| {
+        let stage = Stage { name: segment.name().to_owned(), heap: None, blocks: Vec::new() };
+        let create = |lanes: u32| {
+            Heap::options().capacity(CAPACITY).lanes(lanes).create(segment.name()).expect("a heap under a new name")
+        };
+        let prepared = move |mut stage: Stage| {
+            if let Some(heap) = &stage.heap {
+                vary(heap, seed);
+            }
+            (operation.prepare)(&mut stage);
+            stage
+        };
+        if operation.creates {
+            perform(operation, prepared(stage), board);
+        } else if operation.laneless {
+            // The only lane is taken by another thread, which prepares.
+            let stage = Stage { heap: Some(create(1)), ..stage };
+            let operation = *operation;
+            let prepare = move || {
+                let mut stage = stage;
+                vary(stage.heap(), seed);
+                (operation.prepare)(&mut stage);
+                stage.claim();
+                stage
+            };
+            perform(&operation, in_a_parked_thread(prepare), board);
+        } else if operation.ends_thread {
+            let heap = create(4);
+            let stage = Stage { heap: Some(heap.clone()), ..stage };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut stage = prepared(stage);
+                    child::be_traced();
+                    child::marker();
+                    board.say(&outcome_of(&(operation.act)(&mut stage)));
+                });
+            });
+            std::thread::park_timeout(crate::common::PATIENCE);
+            drop(heap);
+        } else {
+            perform(operation, prepared(Stage { heap: Some(create(4)), ..stage }), board);
+        }
+    })
+}
+
+fn perform(operation: &Operation, mut stage: Stage, board: &Board) {
+    child::be_traced();
+    child::marker();
+    let outcome: Result<()> = (operation.act)(&mut stage);
+    board.say(&outcome_of(&outcome));
+    child::marker();
+    // What is left is not the operation's.
+    std::mem::forget(stage);
+}
