@@ -22,7 +22,7 @@ use crate::sys::token::{FileTokens, Liveness, LocalTokens, Onlooker};
 /// Rounds of "open, else create" that `open_or_create` makes while others create and unlink at the same time.
 const OPEN_OR_CREATE_TRIES: u32 = 64;
 
-/// Creates a heap in a new object. Everything is written before the object gets its name.
+/// Creates a heap in a new object. Everything is written, and the heap attached, before the object gets its name.
 pub(super) fn create_object(options: &Options, place: Place) -> Result<Heap> {
     let header = options.header(None)?;
     let geometry = Geometry::new(&header)?;
@@ -30,8 +30,9 @@ pub(super) fn create_object(options: &Options, place: Place) -> Result<Heap> {
     // The superblock and the lanes are reserved as long as the heap lives; the tables follow as pages come into use.
     unborn.object().reserve(0, geometry.roots_at)?;
     unborn.object().write_start(&superblock_bytes(&header))?;
-    let object = Arc::new(unborn.give_name()?);
-    attach(options, object, true, true)
+    let heap = attach(options, Arc::new(unborn.opened_anew()?), true, true)?;
+    unborn.give_name()?;
+    Ok(heap)
 }
 
 /// The superblock of a new heap. All else in a new region is zero, and means "empty".
@@ -65,7 +66,7 @@ pub(super) fn open_or_create_object(options: &Options, place: &Place) -> Result<
     Err(Error::NotFound { name: place.label() })
 }
 
-/// Attaches an object; `created` says that this process has just made it, so that nobody can have died in it.
+/// Attaches an object; `created` says that this process has just made it: it has no name yet, and nobody can have died in it.
 fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool) -> Result<Heap> {
     let name = object.place().label();
     let mut bytes = [0; HEADER_LEN];
@@ -79,7 +80,11 @@ fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool)
         return Err(Error::CapacityMismatch { expected: header.capacity, actual });
     }
     options.check_capacity(header.capacity)?;
-    let region = map(&object, writable, &header)?;
+    let region = if created {
+        Region::new(Mapping::by_descriptor(&object)?, Some(object.clone()))
+    } else {
+        map(&object, writable, &header)?
+    };
     let key = SeatKey::new();
     let lanes = header.lanes.saturating_add(1);
     let liveness: Arc<dyn Liveness> =

@@ -173,10 +173,16 @@ impl Unborn {
         &self.object
     }
 
-    /// Links the whole object to its name: COMMIT of a creation. Before it nobody can find the heap, after it everybody.
-    pub(crate) fn give_name(mut self) -> Result<Object> {
-        let place = self.object.place.clone();
-        if place != Place::Anonymous {
+    /// The object with an open file of its own, for its creator to attach before anybody else can.
+    pub(crate) fn opened_anew(&self) -> Result<Object> {
+        Ok(Object { file: self.object.reopen(true)?, place: self.object.place.clone() })
+    }
+
+    /// Links the whole object to its name: COMMIT of a creation. Before it nobody can find the heap, after it everybody. It
+    /// comes last: nothing that can fail is left to be done.
+    pub(crate) fn give_name(mut self) -> Result<()> {
+        let place = &self.object.place;
+        if *place != Place::Anonymous {
             let source = match &self.temporary {
                 Some(path) => path.clone(),
                 None => proc_path(self.object.file.as_raw_fd()),
@@ -184,11 +190,10 @@ impl Unborn {
             linkat(AT_FDCWD, &source, AT_FDCWD, &place.path(), AtFlags::AT_SYMLINK_FOLLOW)
                 .map_err(|errno| place.refusal("linkat", errno))?;
         }
-        let file = self.object.reopen(true)?;
         if let Some(path) = self.temporary.take() {
             let _ = unlink(&path);
         }
-        Ok(Object { file, place })
+        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Tally {
 }
 
 /// How an operation goes that nobody disturbs.
-fn rehearse(operation: &Operation, seed: u64, copy: &Copy) -> Result<Allowed, String> {
+pub(crate) fn rehearse(operation: &Operation, seed: u64, copy: &Copy) -> Result<Allowed, String> {
     let (segment, board) = (Segment::new("rehearsed"), Board::new());
     let child = stage::start(operation, seed, &segment, &board);
     let live = || Window::open(&segment).map(|window| Live::after_recovery(&window.image(), copy)).transpose();
@@ -33,7 +33,7 @@ fn rehearse(operation: &Operation, seed: u64, copy: &Copy) -> Result<Allowed, St
     if outcome != "ok" {
         return Err(format!("it fails when nobody disturbs it: {outcome}"));
     }
-    Ok(Allowed { before, after: live()? })
+    Ok(Allowed { before, after: live()?, only_after: false })
 }
 
 /// Sweeps one operation on one state of the heap. Every `double_every`-th state that a death leaves has its recovery

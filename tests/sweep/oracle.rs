@@ -20,11 +20,14 @@ pub(crate) struct Content {
     pub(crate) digest: u64,
 }
 
-/// The states that are allowed, of which the first is the one before the operation. `None`: there is no heap.
+/// The states that are allowed. `None`: there is no heap.
 #[derive(Debug, Clone)]
 pub(crate) struct Allowed {
     pub(crate) before: Option<Live>,
     pub(crate) after: Option<Live>,
+    /// The operation has ended: the state before it is allowed no more, but blocks that it moved or allocated may stand
+    /// elsewhere.
+    pub(crate) only_after: bool,
 }
 
 impl Live {
@@ -58,6 +61,23 @@ impl Live {
     }
 }
 
+/// What matters of a heap's state where blocks may stand anywhere: which sizes are allocated, and which roots there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shape {
+    sizes: Vec<u64>,
+    roots: BTreeMap<String, Option<u64>>,
+}
+
+impl Live {
+    pub(crate) fn shape(&self) -> Shape {
+        let mut sizes: Vec<u64> = self.blocks.values().map(|content| content.size).collect();
+        sizes.sort_unstable();
+        let size_of = |block: Option<Offset>| block.and_then(|block| Some(self.blocks.get(&block)?.size));
+        let roots = self.roots.iter().map(|(name, block)| (name.clone(), size_of(*block))).collect();
+        Shape { sizes, roots }
+    }
+}
+
 /// FNV-1a over a block's bytes; the first 4096 suffice to tell contents apart.
 fn digest(heap: &Heap, block: Offset, size: u64) -> Result<u64, String> {
     let mut bytes = vec![0; usize::try_from(size.min(4096)).expect("at most 4096")];
@@ -67,8 +87,9 @@ fn digest(heap: &Heap, block: Offset, size: u64) -> Result<u64, String> {
 
 /// Judges what a death would leave: `image`, or no segment at all.
 pub(crate) fn judge(image: Option<&Image>, copy: &Copy, allowed: &Allowed) -> Result<(), String> {
+    let may_be_before = !allowed.only_after;
     let Some(image) = image else {
-        let fits = allowed.before.is_none() || allowed.after.is_none();
+        let fits = may_be_before && allowed.before.is_none() || allowed.after.is_none();
         return if fits { Ok(()) } else { Err("the segment is gone".to_owned()) };
     };
     if let Some(what) = image.unbacked() {
@@ -79,9 +100,11 @@ pub(crate) fn judge(image: Option<&Image>, copy: &Copy, allowed: &Allowed) -> Re
     heap.validate().map_err(|error| format!("validate: {error}"))?;
     let now = Live::of(&heap)?;
     let fits = |expected: &Option<Live>| {
-        expected.as_ref().is_some_and(|expected| now.matches(expected, allowed.before.as_ref()))
+        expected.as_ref().is_some_and(|expected| {
+            now.matches(expected, allowed.before.as_ref()) || allowed.only_after && now.shape() == expected.shape()
+        })
     };
-    if !fits(&allowed.before) && !fits(&allowed.after) {
+    if !(may_be_before && fits(&allowed.before) || fits(&allowed.after)) {
         return Err(format!("neither before nor after:\nallowed {allowed:x?}\nfound   {now:x?}"));
     }
     use_up(&heap, &now)

@@ -16,10 +16,10 @@ use crate::board::{Board, outcome_of};
 use crate::child::{self, Child, STEPS_MAX, Stop};
 use crate::common::Segment;
 use crate::image::{Copy, Window};
-use crate::oracle::{Content, Live, use_up};
+use crate::oracle::{Content, Live, Shape, use_up};
 use crate::pairs::Pair;
 use crate::partner::Partner;
-use crate::stage::{Stage, vary};
+use crate::stage::{Stage, probe, vary};
 use crate::tokens::Tokens;
 
 /// How long B waits for a lock: a little longer than the slice after which it asks whether the holder is alive.
@@ -31,19 +31,12 @@ const CAPACITY: u64 = 128 << 10;
 const RUN: u8 = b'r';
 const RUN_AND_PROBE: u8 = b'p';
 
-/// What matters of a heap's state: which sizes are allocated, and which roots there are, wherever blocks stand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Summary {
-    sizes: Vec<u64>,
-    roots: BTreeMap<String, Option<u64>>,
-}
-
 /// How A and B end, and what is left, where they run one after the other, or only one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ending {
     a: Option<String>,
     b: Option<String>,
-    left: Summary,
+    left: Shape,
 }
 
 /// A pair on its segment.
@@ -60,21 +53,6 @@ struct Scene<'a> {
     scratch: Vec<u8>,
     /// Blocks that neither A nor B touches.
     untouched: BTreeMap<Offset, Content>,
-}
-
-/// Sees whether the heap works, for a process whose operation is done.
-fn probe(stage: &Stage) -> shmheap::Result<()> {
-    let Some(heap) = &stage.heap else { return Ok(()) };
-    heap.recover()?;
-    heap.validate()?;
-    for size in [100, 1024, 9_000] {
-        match heap.allocate(size) {
-            Ok(block) => heap.deallocate(block)?,
-            Err(shmheap::Error::OutOfMemory { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    heap.validate()
 }
 
 fn run_a(pair: &Pair, seed: u64, name: &str, [board, shared]: [&Board; 2]) {
@@ -151,18 +129,14 @@ impl<'a> Scene<'a> {
     }
 
     /// What is left once everybody is dead; checks that it is sound and can be used up.
-    fn left(&self, is_at_rest: bool) -> Result<Summary, String> {
+    fn left(&self, is_at_rest: bool) -> Result<Shape, String> {
         let live = self.look(is_at_rest)?;
         for (block, content) in &self.untouched {
             if live.blocks.get(block) != Some(content) {
                 return Err(format!("a block that nobody touched is another one, at {block}: {live:x?}"));
             }
         }
-        let mut sizes: Vec<u64> = live.blocks.values().map(|content| content.size).collect();
-        sizes.sort_unstable();
-        let size_of = |block: Option<Offset>| block.and_then(|block| Some(live.blocks.get(&block)?.size));
-        let roots = live.roots.iter().map(|(name, block)| (name.clone(), size_of(*block))).collect();
-        Ok(Summary { sizes, roots })
+        Ok(live.shape())
     }
 
     fn look(&self, is_at_rest: bool) -> Result<Live, String> {

@@ -1,7 +1,7 @@
 //! Where an operation takes place: a heap in a segment, brought into some state, in a process that is then watched.
 
 use nix::sys::wait::{WaitStatus, waitpid};
-use shmheap::{Heap, Offset, Result};
+use shmheap::{Error, Heap, Offset, Result};
 
 use crate::board::{Board, outcome_of};
 use crate::child::{self, Child};
@@ -158,6 +158,21 @@ pub(crate) fn vary(heap: &Heap, seed: u64) {
     }
 }
 
+/// Sees whether the heap works, for a process whose operation is done.
+pub(crate) fn probe(stage: &Stage) -> Result<()> {
+    let Some(heap) = &stage.heap else { return Ok(()) };
+    heap.recover()?;
+    heap.validate()?;
+    for size in [100, 1024, 9_000] {
+        match heap.allocate(size) {
+            Ok(block) => heap.deallocate(block)?,
+            Err(Error::OutOfMemory { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    heap.validate()
+}
+
 /// Starts a child that brings a heap in `segment` into the operation's state, and returns when it stands right before the
 /// operation. How that ends is said on the board.
 pub(crate) fn start(operation: &Operation, seed: u64, segment: &Segment, board: &Board) -> Child {
@@ -211,6 +226,8 @@ fn perform(operation: &Operation, mut stage: Stage, board: &Board) {
     child::marker();
     let outcome: Result<()> = (operation.act)(&mut stage);
     board.say(&outcome_of(&outcome));
+    child::marker();
+    board.say(&outcome_of(&probe(&stage)));
     child::marker();
     // What is left is not the operation's.
     std::mem::forget(stage);
