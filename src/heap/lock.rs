@@ -14,7 +14,7 @@ use crate::sys::futex;
 use crate::sys::lock::{self, Taken, WAITERS, Word, World};
 
 /// How long a waiter sleeps before it asks whether the holder is alive (L3 of `sys::lock`).
-const SLICE: Duration = Duration::from_millis(1);
+const SLICE: Duration = Duration::from_micros(500);
 /// How often a waiter looks at the word before it sleeps: about a microsecond, as long as a short operation takes.
 const SPINS: u32 = 64;
 /// How many time-outs a call waits in all, while the holder keeps changing.

@@ -112,10 +112,6 @@ impl Copy {
     pub(crate) fn open_read_only(&self) -> shmheap::Result<Heap> {
         Options::new().open_read_only(self.segment.name())
     }
-
-    pub(crate) fn window(&self) -> Window {
-        Window(self.file.try_clone().expect("one more descriptor"))
-    }
 }
 
 /// Reads numbers out of an image as docs/FORMAT.md draws them, independently of the library.

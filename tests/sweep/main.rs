@@ -1,5 +1,27 @@
-//! sweep
-#![allow(unsafe_code, reason = "forks, traces its children, and maps memory that they share")]
+//! Death at any instruction, measured. docs/CRASH_SAFETY.md tells the method so that it can be attacked.
+//!
+//! | noun | file | |
+//! |---|---|---|
+//! | operation | `operations.rs` | what a process was doing; the registry to which each capability adds its own |
+//! | stage | `stage.rs` | where an operation takes place: a heap in some state, a process about to act |
+//! | child | `child.rs` | a process that is stepped through, and doubled where it stands |
+//! | image | `image.rs` | what a death now would leave of a segment |
+//! | oracle | `oracle.rs` | what that has to be |
+//! | crash | `crash.rs` | every instruction of an operation, and of the recovery that follows |
+//! | pair, schedule | `pairs.rs`, `schedules.rs` | two processes, one of which is preempted at every instruction |
+//! | partner, tokens | `partner.rs`, `tokens.rs` | the other process, and who is dead |
+//! | calls | `calls.rs` | every system call fails |
+//! | soak | `soak.rs` | processes that are really killed |
+//! | unit, driver | `units.rs`, `driver.rs` | the work of a run, in parts |
+//!
+//! As a test (`cargo test --test sweep`) it does a little of everything. As a program it does what its first argument says:
+//! `cargo test --release --test sweep -- help`. The code that is swept is the code of the build: `--release` sweeps what is
+//! shipped.
+
+#![allow(unsafe_code, reason = "the sweep forks, traces its children, and maps memory that they share")]
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("the sweep lends its children system calls by x86-64's registers; leave it out with `cargo test --test NAME`");
 
 mod board;
 mod calls;
@@ -7,6 +29,7 @@ mod child;
 #[path = "../common/mod.rs"]
 mod common;
 mod crash;
+mod driver;
 mod image;
 mod operations;
 mod oracle;
@@ -16,45 +39,114 @@ mod schedules;
 mod soak;
 mod stage;
 mod tokens;
+mod units;
 
-fn main() {
-    let only = std::env::args().nth(1).unwrap_or_default();
-    let seed: u64 = std::env::args().nth(2).and_then(|s| s.parse().ok()).unwrap_or(0);
-    let double: u64 = std::env::args().nth(3).and_then(|s| s.parse().ok()).unwrap_or(0);
-    child::pin_to_one_processor(0);
-    if let Some(mode) = only.strip_prefix("kills:") {
-        let started = std::time::Instant::now();
-        match soak::run(soak::Plan { workers: 6, kills: double, seed, plain: mode == "plain" }) {
-            Ok(report) => println!("kills {} {:?} takeovers {} p50 {} p99 {} max {} ops {} taken {:?} strays {:?}", report.kills, started.elapsed(), report.takeovers.len(), report.takeovers.value_at_quantile(0.5), report.takeovers.value_at_quantile(0.99), report.takeovers.max(), report.operations, report.taken, report.strays),
-            Err(error) => println!("FAIL {error}"),
-        }
-        return;
-    }
-    if let Some(only) = only.strip_prefix("calls:") {
-        for operation in operations::OPERATIONS.iter().filter(|operation| operation.name.contains(only)) {
-            let started = std::time::Instant::now();
-            match calls::sweep(operation, seed) {
-                Ok(count) => println!("{:<55} failures {count} {:?}", operation.name, started.elapsed()),
-                Err(error) => println!("FAIL {error}"),
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use operations::OPERATIONS;
+use pairs::PAIRS;
+use units::{Totals, Unit};
+
+/// The ways in which the sweep is called as a program.
+const COMMANDS: [&str; 6] = ["short", "full", "unit", "list", "help", "--help"];
+
+/// Sweeps every instruction of the heap's operations, and more.
+#[derive(Debug, Parser)]
+#[command(name = "sweep")]
+enum Command {
+    /// Everything once, thinned out: about two minutes on two processors.
+    Short {
+        /// Processes side by side.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+    },
+    /// Everything: about half an hour on two processors. Goes on where it stopped.
+    Full {
+        /// Processes side by side.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Where what is done is noted. Another build starts anew.
+        #[arg(long, default_value = "target/sweep/full.tsv")]
+        ledger: PathBuf,
+    },
+    /// One unit, for a closer look: `unit "crash 0"`, `unit "schedules 3 0 1"`.
+    Unit {
+        /// crash SEED, double OPERATION STATES, schedules PAIR SEED STRIDE, calls SEED, kills SEED KILLS.
+        unit: Unit,
+        /// Which processor it runs on, counted from 0.
+        #[arg(long, default_value_t = 0)]
+        part: usize,
+    },
+    /// The operations and pairs, with their numbers.
+    List,
+}
+
+fn main() -> ExitCode {
+    let first = std::env::args().nth(1).unwrap_or_default();
+    if COMMANDS.contains(&first.as_str()) { as_program(Command::parse()) } else { as_test() }
+}
+
+fn as_program(command: Command) -> ExitCode {
+    let (totals, failures) = match command {
+        Command::Short { jobs } => driver::run(&Unit::short(), None, jobs.max(1)),
+        Command::Full { jobs, ledger } => driver::run(&Unit::full(), Some(&ledger), jobs.max(1)),
+        Command::Unit { unit, part } => {
+            if !unit.is_timed() {
+                child::pin_to_one_processor(part);
             }
+            return match unit.run() {
+                Ok(found) => {
+                    println!("{found}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    println!("{error}");
+                    ExitCode::FAILURE
+                }
+            };
         }
-        return;
-    }
-    if let Some(only) = only.strip_prefix("pairs:") {
-        for pair in pairs::PAIRS.iter().filter(|pair| pair.name.contains(only)) {
-            let started = std::time::Instant::now();
-            match schedules::sweep(pair, seed, double.max(1), 0) {
-                Ok(count) => println!("{:<55} schedules {count} {:?}", pair.name, started.elapsed()),
-                Err(error) => println!("FAIL {error}"),
-            }
+        Command::List => {
+            OPERATIONS.iter().enumerate().for_each(|(number, operation)| println!("operation {number:>2}  {}", operation.name));
+            PAIRS.iter().enumerate().for_each(|(number, pair)| println!("pair {number:>2}  {}", pair.name));
+            return ExitCode::SUCCESS;
         }
-        return;
+    };
+    println!("{}", driver::report(&totals, failures));
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A little of everything, as tests. A debug build takes ten times as many instructions, for code that nobody ships.
+fn as_test() -> ExitCode {
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let stride = if cfg!(debug_assertions) { 997 } else { 101 };
+    let run = |work: Result<(), String>| work.map_err(Failed::from);
+    let mut trials = Vec::new();
+    for operation in OPERATIONS {
+        let sweep = move || run(crash::sweep(operation, 0, 0).map(drop));
+        trials.push(Trial::test(format!("a death at any instruction: {}", operation.name), sweep));
+        let sweep = move || run(calls::sweep(operation, 0).map(drop));
+        trials.push(Trial::test(format!("any system call fails: {}", operation.name), sweep));
     }
-    for operation in operations::OPERATIONS.iter().filter(|operation| operation.name.contains(&only)) {
-        let started = std::time::Instant::now();
-        match crash::sweep(operation, seed, double) {
-            Ok(tally) => println!("{:<55} points {:>7} states {:>5} double {:>8} {:?}", operation.name, tally.points, tally.states, tally.double, started.elapsed()),
-            Err(error) => println!("FAIL {error}"),
-        }
+    for pair in PAIRS {
+        let sweep = move || run(schedules::sweep(pair, 0, stride, 0).map(drop));
+        trials.push(Trial::test(format!("a preemption: {}", pair.name), sweep));
     }
+    let second_death = move || run(Unit::Double { operation: 1, states: 1 }.run().map(drop));
+    trials.push(Trial::test("a death at any instruction of a recovery", second_death));
+    for seed in 0..2 {
+        let kills = move || run(Unit::Kills { seed, kills: 200 }.run().map(drop));
+        trials.push(Trial::test(format!("real kills, seed {seed}"), kills));
+    }
+    trials.push(Trial::test("what a unit found comes back from its text", move || run(totals_come_back())));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn totals_come_back() -> Result<(), String> {
+    let totals = Totals { points: 1, states: 2, double: 3, schedules: 4, failed_calls: 5, kills: 6, takeovers: vec![7, 8] };
+    let units_come_back = Unit::full().iter().all(|unit| unit.to_string().parse() == Ok(*unit));
+    if totals.to_string().parse() == Ok(totals) && units_come_back { Ok(()) } else { Err("they differ".to_owned()) }
 }

@@ -235,6 +235,8 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     op("attach, finds the dead", |s| s.fill_and_die(&[64, 1024, 9_000]), open),
     op("recover", |s| s.fill_and_die(&[64, 1024, 9_000]), |s| s.heap().recover().map(drop)),
+    op("allocate, takes the lock from a dead holder", |s| s.die_with_the_lock(), allocate::<9_000>),
+    op("find_or_construct, takes the lock from a dead holder", |s| s.die_with_the_lock(), construct),
     op("detach", |s| s.fill(&[64, 1024, 9_000]), detach),
     op("detach, leaves a slab that another has freed in", freed_by_another, detach),
     op("a thread ends", |s| s.fill(&[64, 1024]), |_| Ok(())).ends_thread(),

@@ -13,7 +13,6 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -33,8 +32,8 @@ const KILLS_PER_AUDIT: u64 = 500;
 const CAPACITY: u64 = 8 << 20;
 /// A worker rests after so many operations, on average, so that all of them together do not need more than the processors
 /// give: else a kill is not carried out before the dead one's next turn, and times say nothing.
-const BURST: usize = 24;
-const REST: Duration = Duration::from_micros(150);
+const BURST: usize = 12;
+const REST: Duration = Duration::from_micros(80);
 
 /// What a soak is to do.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +50,7 @@ pub(crate) struct Plan {
 pub(crate) struct Report {
     pub(crate) kills: u64,
     /// From the kill of a lock holder until somebody else had the lock, in microseconds.
-    pub(crate) takeovers: Histogram<u64>,
+    pub(crate) takeovers: Vec<u64>,
     pub(crate) operations: u64,
     /// Bytes that the emptied heap took before the first kill, and after the last.
     pub(crate) taken: [u64; 2],
@@ -422,7 +421,7 @@ impl Soak<'_> {
                 std::thread::yield_now();
             }
             let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.report.takeovers.saturating_record(took);
+            self.report.takeovers.push(took);
         }
         let uncertain = |entry: &Entry<'_>| !matches!(entry.state(), EMPTY | LIVE);
         self.report.strays[1] += self.oracle.plain_blocks(worker).filter(uncertain).count() as u64;
@@ -512,8 +511,7 @@ impl Soak<'_> {
 fn run_once(plan: Plan, kills: u64) -> Result<(Report, u64), String> {
     let segment = Segment::new("soak");
     new_heap(&segment, plan.workers);
-    let takeovers = Histogram::new_with_bounds(1, 60_000_000, 3).expect("sensible bounds");
-    let report = Report { kills: 0, takeovers, operations: 0, taken: [0; 2], strays: [0; 2] };
+    let report = Report { kills: 0, takeovers: Vec::new(), operations: 0, taken: [0; 2], strays: [0; 2] };
     let file = File::open(segment.path()).map_err(|error| error.to_string())?;
     let superblock = MmapOptions::new().len(4096).map_raw_read_only(&file).map_err(|error| error.to_string())?;
     let (oracle, random) = (Oracle::new(plan.workers, plan.plain), Random::new(plan.seed + 1));

@@ -1,5 +1,8 @@
 //! Where an operation takes place: a heap in a segment, brought into some state, in a process that is then watched.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use nix::sys::wait::{WaitStatus, waitpid};
 use shmheap::{Error, Heap, Offset, Result};
 
@@ -10,6 +13,9 @@ use crate::operations::Operation;
 
 /// Bytes of the swept heaps: small, because each is read at every step.
 const CAPACITY: u64 = 128 << 10;
+
+/// Where the lock word stands (docs/FORMAT.md).
+const LOCK_AT: u64 = 0x100;
 
 /// What an operation works on.
 #[derive(Debug)]
@@ -59,6 +65,15 @@ impl Stage {
         });
         assert_eq!(waitpid(victim, None), Ok(WaitStatus::Exited(victim, 0)), "the victim allocates");
         self.blocks.extend(board.blocks());
+    }
+
+    /// As [`Self::fill_and_die`], and the dead one has just taken the heap lock.
+    pub(crate) fn die_with_the_lock(&mut self) {
+        self.claim();
+        self.fill_and_die(&[64, 1024]);
+        let dead = self.heap().lanes().expect("lanes").into_iter().find(|lane| !lane.alive).expect("somebody has died");
+        let file = File::options().write(true).open(format!("/dev/shm/{}", self.name)).expect("the segment is there");
+        file.write_all_at(&(u32::from(dead.lane) + 1).to_ne_bytes(), LOCK_AT).expect("the superblock is there");
     }
 
     /// Claims a lane, and leaves no slab of the classes that matter.
