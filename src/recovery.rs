@@ -164,7 +164,10 @@ fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: 
             if slab.head != page {
                 return Err(broken(tables, page));
             }
-            if relist && entry.lane() == SHARED_LANE || has_dead_page(ward, dead, &slab)? {
+            // One who died while it wrote its lane into the slab's entries, or the shared one, held the lock: then the slab's
+            // first page, which is written first, names the dead lane or none, and all orphans are listed anew.
+            let is_orphan = entry.lane().is_shared();
+            if is_orphan && relist || !is_orphan && dead.contains(entry.lane()) {
                 orphan::disown(tables, locked, &slab)?;
             }
             Ok(slab.info.pages)
@@ -181,19 +184,6 @@ fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: 
 
 fn broken(tables: &Tables, page: PageIndex) -> crate::error::Error {
     Corruption::new("a span does not start where the one before it ends", tables.entry_at(page)).into()
-}
-
-/// True if any page of the slab names a dead lane: one that died while it adopted or left the slab wrote only some.
-fn has_dead_page(ward: Ward<'_>, dead: &Dead, slab: &Slab<'_>) -> Result<bool> {
-    for distance in 0..slab.info.pages {
-        let page = ward.tables.page_from_region(slab.head.get() + distance, ward.tables.entry_at(slab.head))?;
-        let lane = ward.tables.entry(page).lane();
-        // An orphan has no lane to lose, even if somebody died who held the shared lane's token.
-        if !lane.is_shared() && dead.contains(lane) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Ends the move of a lane that is dead or at rest, if it has one: of the two blocks, one stays. `lists_are_sound`: see

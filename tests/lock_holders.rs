@@ -6,8 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::shared::Words;
-use common::worker::{Worker, dispatch, number, parameter};
-use common::{Random, all_offsets, assert_emptied, lane_of, new_heap};
+use common::worker::{Worker, dispatch, hear, number, parameter, say};
+use common::{PATIENCE, Random, all_offsets, assert_emptied, lane_of, new_heap, until};
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use shmheap::{Error, Heap};
 
 /// A size with pages of its own: each allocation and each free takes the heap lock.
@@ -17,7 +21,7 @@ const TRIES: u32 = 20_000;
 
 #[test]
 fn worker_entry() {
-    dispatch(&[("hot large", hot_large)]);
+    dispatch(&[("hot large", hot_large), ("large process", large_process), ("wait once", wait_once)]);
 }
 
 /// Keeps the heap lock busy; counts its rounds in word `INDEX` of the board.
@@ -32,8 +36,30 @@ fn hot_large() {
     }
 }
 
+/// As [`hot_large`], in a process whose memory takes the kernel long to tear down.
+fn large_process() {
+    let ballast = vec![1u8; 1 << 30];
+    hot_large();
+    drop(ballast);
+}
+
+/// Takes the heap lock once, however long that takes.
+fn wait_once() {
+    let heap = Heap::options().lock_timeout(PATIENCE).open(&parameter("HEAP")).expect("open");
+    heap.validate().expect("the thread has a lane from here on");
+    say("ready");
+    hear();
+    let block = heap.allocate(LARGE).expect("the lock is to be had in the end");
+    heap.deallocate(block).expect("the block is ours");
+    say("done");
+}
+
+fn start_as(role: &str, heap: &Heap, index: usize) -> Worker {
+    Worker::start(role, &[("HEAP", &heap.name()), ("INDEX", &index.to_string())])
+}
+
 fn start(heap: &Heap, index: usize) -> Worker {
-    Worker::start("hot large", &[("HEAP", &heap.name()), ("INDEX", &index.to_string())])
+    start_as("hot large", heap, index)
 }
 
 /// Stops the worker at random moments until it stands with the lock in its hands.
@@ -145,4 +171,118 @@ fn a_process_that_is_stopped_without_the_lock_hinders_nobody() {
     worker.finish();
     drop(impatient);
     assert_emptied(&heap);
+}
+
+/// The kernel drops a process's tokens after its memory, and a large process's memory takes long: meanwhile it is neither dead
+/// nor does it go on. Who waits must not give up, nor take the lock before the process is gone.
+#[test]
+fn a_holder_whose_process_is_large_is_replaced_when_it_is_gone() {
+    let (_segment, heap) = new_heap("large-holder");
+    let board = Words::create(&heap, "board", 8);
+    let mut random = Random::new(13);
+    for round in 0..3 {
+        let before = board.get(0);
+        let victim = start_as("large process", &heap, 0);
+        board.await_at_least(0, before + 1);
+        stop_with_the_lock(&heap, &board, &victim, 0, &mut random);
+        let pid = victim.pid();
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("the victim is there");
+        let block = heap.allocate(LARGE).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(lane_of(&heap, pid), None, "the dead lane was seen to");
+        heap.deallocate(block).expect("the block is ours");
+        heap.validate().expect("valid");
+        drop(victim);
+    }
+    let strays = all_offsets(&heap).len() - 1;
+    assert!(strays <= 3, "{strays} blocks are nobody's, at most one a kill can be");
+    assert_emptied(&heap);
+}
+
+/// Lets a traced process go on until it comes out of a wait on a futex because somebody woke it; false if it does
+/// something else first. Calls `go_on` once it sleeps.
+fn comes_out_woken(waiter: Pid, go_on: impl FnOnce()) -> bool {
+    let mut go_on = Some(go_on);
+    for _ in 0..TRIES {
+        ptrace::syscall(waiter, None).expect("the waiter is traced");
+        if let Some(go_on) = go_on.take_if(|_| sleeps_on_a_futex(waiter)) {
+            go_on();
+        }
+        match waitpid(waiter, Some(WaitPidFlag::__WALL)).expect("the waiter is traced") {
+            WaitStatus::PtraceSyscall(_) => {}
+            _ => return false,
+        }
+        let registers = ptrace::getregs(waiter).expect("the waiter stands");
+        let is_futex = registers.orig_rax == libc::SYS_futex.cast_unsigned();
+        let entered = registers.rax == (-i64::from(libc::ENOSYS)).cast_unsigned();
+        if is_futex && !entered && go_on.is_none() && registers.rax == 0 {
+            return true;
+        }
+        if !is_futex && go_on.is_none() {
+            return false;
+        }
+    }
+    false
+}
+
+/// True if the thread sleeps in a wait on a futex; one that is stopped on its way there does not.
+fn sleeps_on_a_futex(thread: Pid) -> bool {
+    let read = |what: &str| std::fs::read_to_string(format!("/proc/{thread}/{what}")).unwrap_or_default();
+    let sleeps = |_| {
+        let is_futex = read("syscall").split(' ').next() == Some(&libc::SYS_futex.to_string());
+        is_futex && read("stat").rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+    };
+    (0..50).any(sleeps)
+}
+
+/// A wake-up goes to one waiter. If that one is killed before it takes the lock, nobody holds the lock and nobody is awake:
+/// glibc's robust mutex leaves the others asleep for ever.
+#[test]
+fn a_waiter_that_is_killed_after_it_was_woken_leaves_the_lock_to_the_others() {
+    let mut killed = 0;
+    for round in 0..200 {
+        let (_segment, heap) = new_heap(&format!("woken-{round}"));
+        let board = Words::create(&heap, "board", 8);
+        let holder = start(&heap, 0);
+        let mut waiters = [0, 1].map(|_| Worker::start("wait once", &[("HEAP", &heap.name())]));
+        waiters.iter_mut().for_each(|waiter| waiter.expect("ready"));
+        board.await_at_least(0, 1);
+        stop_with_the_lock(&heap, &board, &holder, 0, &mut Random::new(round));
+        board.set(7, 1);
+        let [mut victim, mut other] = waiters;
+        let others_thread = role_thread(Pid::from_raw(other.pid().cast_signed()));
+        let pid = Pid::from_raw(victim.pid().cast_signed());
+        // The test harness runs the worker's role in a thread of its own.
+        let thread = role_thread(pid);
+        ptrace::seize(thread, ptrace::Options::PTRACE_O_TRACESYSGOOD).expect("a worker may be traced");
+        ptrace::interrupt(thread).expect("it is traced");
+        waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it stands");
+        victim.tell("go");
+        // The victim sleeps first, so that it is the one to be woken, unless its slice has ended meanwhile.
+        let woken = comes_out_woken(thread, || {
+            other.tell("go");
+            until("the other waiter sleeps", || sleeps_on_a_futex(others_thread));
+            holder.go_on();
+        });
+        killed += u32::from(woken);
+        kill(pid, Signal::SIGKILL).expect("the victim is there");
+        while let Ok(WaitStatus::PtraceSyscall(_) | WaitStatus::PtraceEvent(..)) = waitpid(thread, Some(WaitPidFlag::__WALL))
+        {
+        }
+        drop(victim);
+        other.expect("done");
+        other.finish();
+        holder.finish();
+        heap.validate().expect("valid");
+        if killed >= 5 {
+            return;
+        }
+    }
+    panic!("in 200 rounds, {killed} waiters were caught between being woken and taking the lock");
+}
+
+/// The youngest thread of a worker.
+fn role_thread(process: Pid) -> Pid {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("the worker is there").flatten();
+    let numbers = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Pid::from_raw(numbers.max().expect("a process has a thread"))
 }

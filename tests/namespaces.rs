@@ -6,8 +6,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::churn::{check_stamp, stamp};
-use common::worker::{Worker, bound_lifetime, dispatch, hear, parameter, say};
+use common::shared::Words;
+use common::worker::{Worker, bound_lifetime, dispatch, hear, number, parameter, say};
 use common::{all_blocks, all_offsets, assert_emptied, is_root, lane_of, new_heap, until};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -17,9 +20,16 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 use shmheap::{Error, Heap};
 
+/// A size with pages of its own: each allocation and each free takes the heap lock.
+const LARGE: usize = 256 << 10;
+
 #[test]
 fn worker_entry() {
-    dispatch(&[("first of its namespace", first_of_its_namespace), ("without proc", without_proc)]);
+    dispatch(&[
+        ("first of its namespace", first_of_its_namespace),
+        ("hot in its namespace", hot_in_its_namespace),
+        ("without proc", without_proc),
+    ]);
 }
 
 /// Says that the worker can do its work, or why not; false if not.
@@ -89,6 +99,88 @@ fn first_of_its_namespace() {
     kill(child, Signal::SIGKILL).expect("the child is there");
     assert_eq!(end_of(child), WaitStatus::Signaled(child, Signal::SIGKILL, false));
     say("killed");
+}
+
+/// Forks a child that is process 1 of a new namespace and does hardly anything but hold the heap lock. Stops it, lets it go on
+/// and kills it as the test says.
+fn hot_in_its_namespace() {
+    if !entered(unshare(CloneFlags::CLONE_NEWPID)) {
+        return;
+    }
+    let child = in_child(|| {
+        assert_eq!(getpid().as_raw(), 1);
+        let heap = Heap::open(&parameter("HEAP")).expect("open");
+        let board = Words::open(&heap, "board");
+        let index = usize::try_from(number("INDEX")).expect("a small number");
+        loop {
+            let block = heap.allocate(LARGE).expect("room");
+            heap.deallocate(block).expect("the block is ours");
+            board.add(index, 1);
+        }
+    });
+    while let Some(command) = hear() {
+        match command.as_str() {
+            "stop" => {
+                kill(child, Signal::SIGSTOP).expect("the child is there");
+                let flags = Some(WaitPidFlag::WUNTRACED);
+                assert_eq!(waitpid(child, flags), Ok(WaitStatus::Stopped(child, Signal::SIGSTOP)));
+            }
+            "go on" => kill(child, Signal::SIGCONT).expect("the child is there"),
+            _ => break,
+        }
+        say(&command);
+    }
+    kill(child, Signal::SIGKILL).expect("the child is there");
+    assert_eq!(end_of(child), WaitStatus::Signaled(child, Signal::SIGKILL, false));
+    say("killed");
+}
+
+/// Both holder and waiter are process 1, thread 1, each in its own namespace: glibc's robust mutex takes the one for the other.
+#[test]
+fn a_lock_passes_between_two_processes_with_the_same_pid_only_when_its_holder_lets_go_or_dies() {
+    let test = "a_lock_passes_between_two_processes_with_the_same_pid_only_when_its_holder_lets_go_or_dies";
+    let (segment, heap) = new_heap("same-pid-lock");
+    let board = Words::create(&heap, "board", 8);
+    let impatient = Heap::options().lock_timeout(Duration::from_millis(50)).open(segment.name()).expect("open");
+    impatient.validate().expect("the thread has a lane from here on");
+    let start = |index: &str| start(test, "hot in its namespace", &[("HEAP", segment.name()), ("INDEX", index)]);
+    let Some(mut holder) = start("0") else { return };
+    board.await_at_least(0, 1);
+    let lanes = heap.lanes().expect("lanes");
+    let first = lanes.iter().find(|lane| lane.pid == 1).expect("the holder has a lane").lane;
+    let Some(mut waiter) = start("1") else { return };
+    board.await_at_least(1, 1);
+    let is_stopped_with_the_lock = |_| {
+        holder.tell("stop");
+        holder.expect("stop");
+        let holds = heap.lanes().expect("lanes").iter().any(|lane| lane.lane == first && lane.holds_lock);
+        if !holds {
+            holder.tell("go on");
+            holder.expect("go on");
+        }
+        holds
+    };
+    assert!((0..20_000).any(is_stopped_with_the_lock), "the holder was never caught with the lock");
+    let before = board.get(1);
+    for _ in 0..3 {
+        let error = impatient.allocate(LARGE).expect_err("the holder is alive");
+        assert!(matches!(error, Error::LockTimeout { holder_pid: 1, .. }), "{error:?}");
+    }
+    assert!(board.get(1) <= before + 1, "the waiter got past a living holder");
+    holder.tell("kill");
+    holder.expect("killed");
+    board.await_at_least(1, before + 100);
+    let lanes = heap.lanes().expect("lanes");
+    assert!(lanes.iter().any(|lane| lane.pid == 1 && lane.alive && lane.lane != first), "the waiter lives: {lanes:?}");
+    waiter.tell("kill");
+    waiter.expect("killed");
+    drop(impatient);
+    heap.recover().expect("recover");
+    let strays = all_offsets(&heap).len() - 1;
+    assert!(strays <= 2, "{strays} blocks are nobody's, at most one a kill can be");
+    holder.finish();
+    waiter.finish();
+    assert_emptied(&heap);
 }
 
 #[test]

@@ -173,8 +173,9 @@ impl Heap {
     #[cold]
     fn allocate_slow(&self, size: u64, alignment: u64) -> Result<Offset> {
         let kind = self.attachment.kind(size, alignment)?;
-        let block =
-            self.as_caller(|caller| self.attachment.allocate(caller, kind, |_| ())).map_err(|error| as_requested(error, size))?;
+        let block = self
+            .as_caller(|caller| self.attachment.allocate(caller, kind, |_| ()))
+            .map_err(|error| as_requested(error, size))?;
         as_offset(block)
     }
 

@@ -68,12 +68,7 @@ impl Attachment {
     }
 
     /// Allocates, taking the heap lock where it is needed; `before_commit` is called with the block before it is allocated.
-    pub(super) fn allocate(
-        &self,
-        caller: Caller<'_>,
-        kind: Kind,
-        mut before_commit: impl FnMut(u64),
-    ) -> Result<u64> {
+    pub(super) fn allocate(&self, caller: Caller<'_>, kind: Kind, mut before_commit: impl FnMut(u64)) -> Result<u64> {
         if let (Caller::Lane(seat), Kind::Small(class)) = (caller, kind) {
             for _ in 0..TRIES {
                 if let Some(block) = seat.bins.take(&self.tables, class, &mut before_commit) {
@@ -82,7 +77,9 @@ impl Attachment {
                 if !seat.bins.refill(&self.tables, &self.classes, class)? {
                     let lock = self.lock_for(caller)?;
                     match self.supply(&lock, seat, class) {
-                        Err(Error::OutOfMemory { .. }) => return self.allocate_pages_for(&lock, caller, class, before_commit),
+                        Err(Error::OutOfMemory { .. }) => {
+                            return self.allocate_pages_for(&lock, caller, class, before_commit);
+                        }
                         supplied => supplied?,
                     }
                 }

@@ -32,7 +32,16 @@ const fn failure(call: libc::c_long, errors: &'static [Errno]) -> Failure {
 const FAILURES: &[Failure] = &[
     failure(
         libc::SYS_openat,
-        &[Errno::EACCES, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EINTR, Errno::ENOENT, Errno::ENOSPC, Errno::EOPNOTSUPP],
+        &[
+            Errno::EACCES,
+            Errno::EMFILE,
+            Errno::ENFILE,
+            Errno::ENOMEM,
+            Errno::EINTR,
+            Errno::ENOENT,
+            Errno::ENOSPC,
+            Errno::EOPNOTSUPP,
+        ],
     ),
     failure(libc::SYS_fallocate, &[Errno::ENOSPC, Errno::EINTR, Errno::ENOMEM, Errno::EIO, Errno::EOPNOTSUPP]),
     failure(libc::SYS_fcntl, &[Errno::ENOLCK, Errno::EAGAIN, Errno::EINTR, Errno::EMFILE]),

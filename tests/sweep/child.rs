@@ -171,7 +171,8 @@ impl Child {
         self.set_registers(libc::user_regs_struct { orig_rax: u64::MAX, ..entry });
         ptrace::cont(self.thread, None).expect("the child goes on");
         let status = waitpid(self.thread, Some(WaitPidFlag::__WALL)).expect("the child is ours");
-        let is_fork = matches!(status, WaitStatus::PtraceEvent(_, Signal::SIGTRAP, event) if event == Event::PTRACE_EVENT_FORK as i32);
+        let is_fork =
+            matches!(status, WaitStatus::PtraceEvent(_, Signal::SIGTRAP, event) if event == Event::PTRACE_EVENT_FORK as i32);
         assert!(is_fork, "a child that was lent a fork did not fork: {status:?}");
         let number = ptrace::getevent(self.thread).expect("the event names the double");
         let double = Pid::from_raw(i32::try_from(number).expect("a pid is small"));

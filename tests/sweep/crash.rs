@@ -66,7 +66,8 @@ pub(crate) fn sweep(operation: &Operation, seed: u64, double_every: u64) -> Resu
         tally.states += 1;
         let told = |what: String| told(format!("a death after instruction {}: {what}", tally.points));
         judge(watch.image(), &copy, &allowed).map_err(told)?;
-        if double_every != 0 && tally.states.is_multiple_of(double_every)
+        if double_every != 0
+            && tally.states.is_multiple_of(double_every)
             && let Some(image) = watch.image()
         {
             tally.double += sweep_recovery(image, &allowed).map_err(told)?;

@@ -99,7 +99,8 @@ impl Copy {
         self.file.set_len(0).expect("the segment can be emptied");
         self.file.set_len(image.bytes.len() as u64).expect("the segment can be made longer");
         for (start, end) in &image.extents {
-            let range = usize::try_from(*start).expect("small")..usize::try_from(*end).expect("small").min(image.bytes.len());
+            let range =
+                usize::try_from(*start).expect("small")..usize::try_from(*end).expect("small").min(image.bytes.len());
             self.file.write_all_at(&image.bytes[range], *start).expect("there is room");
         }
     }

@@ -21,7 +21,9 @@
 #![allow(unsafe_code, reason = "the sweep forks, traces its children, and maps memory that they share")]
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("the sweep lends its children system calls by x86-64's registers; leave it out with `cargo test --test NAME`");
+compile_error!(
+    "the sweep lends its children system calls by x86-64's registers; leave it out with `cargo test --test NAME`"
+);
 
 mod board;
 mod calls;
@@ -52,7 +54,7 @@ use pairs::PAIRS;
 use units::{Totals, Unit};
 
 /// The ways in which the sweep is called as a program.
-const COMMANDS: [&str; 6] = ["short", "full", "unit", "list", "help", "--help"];
+const COMMANDS: [&str; 7] = ["short", "full", "quick", "unit", "list", "help", "--help"];
 
 /// Sweeps every instruction of the heap's operations, and more.
 #[derive(Debug, Parser)]
@@ -73,6 +75,8 @@ enum Command {
         #[arg(long, default_value = "target/sweep/full.tsv")]
         ledger: PathBuf,
     },
+    /// The least that has to notice a planted bug; ends at the first failure.
+    Quick,
     /// One unit, for a closer look: `unit "crash 0"`, `unit "schedules 3 0 1"`.
     Unit {
         /// crash SEED, double OPERATION STATES, schedules PAIR SEED STRIDE, calls SEED, kills SEED KILLS.
@@ -109,8 +113,21 @@ fn as_program(command: Command) -> ExitCode {
                 }
             };
         }
+        Command::Quick => {
+            child::pin_to_one_processor(0);
+            return match Unit::quick().iter().try_for_each(|unit| unit.run().map(drop)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    println!("{error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Command::List => {
-            OPERATIONS.iter().enumerate().for_each(|(number, operation)| println!("operation {number:>2}  {}", operation.name));
+            OPERATIONS
+                .iter()
+                .enumerate()
+                .for_each(|(number, operation)| println!("operation {number:>2}  {}", operation.name));
             PAIRS.iter().enumerate().for_each(|(number, pair)| println!("pair {number:>2}  {}", pair.name));
             return ExitCode::SUCCESS;
         }

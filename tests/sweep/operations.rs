@@ -146,9 +146,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         allocate::<100>,
     ),
     op("allocate, large", |s| s.warm(), allocate::<10_000>),
-    op("allocate, out of memory", |s| s.fill(&[40_000]), |s| {
-        refused(s.heap().allocate(100_000), |error| matches!(error, Error::OutOfMemory { .. }))
-    }),
+    op(
+        "allocate, out of memory",
+        |s| s.fill(&[40_000]),
+        |s| refused(s.heap().allocate(100_000), |error| matches!(error, Error::OutOfMemory { .. })),
+    ),
     op("allocate, gives back what it keeps when memory is short", second_slab_nearly_empty, |s| {
         match s.heap().allocate(50_000) {
             Err(Error::OutOfMemory { .. }) => Ok(()),

@@ -179,6 +179,8 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("remote free, its owner detaches", claim, full_slab, free::<0>, detach),
     pair("the owner detaches, remote free", full_slab, claim, detach, free::<0>),
     pair("remote free of a last block, its owner detaches", claim, |s| s.fill(&[1024]), free::<0>, detach),
+    pair("the owner detaches, remote free of its last block", |s| s.fill(&[1024]), claim, detach, free::<0>),
+    pair("remote free, remote free in the same word", |s| s.fill_anothers(&[1024, 1024]), claim, free::<0>, free::<1>),
     pair("adopt, adopt", orphan_with_room, claim, allocate::<1024>, allocate::<1024>),
     pair("adopt, free into the orphan", orphan_with_room, claim, allocate::<1024>, free::<0>),
     pair("free into an orphan, adopt", orphan_with_room, claim, free::<0>, allocate::<1024>),
@@ -194,8 +196,24 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("free_from, allocate_into", full_cell, claim, free_from, allocate_into),
     pair("reallocate moves, remote free in its slab", two_blocks, claim, reallocate::<300>, free::<1>),
     pair("reallocate moves another's, its owner allocates", claim, full_slab, reallocate::<300>, allocate::<1024>),
-    pair("reallocate moves large, allocate large", |s| s.fill(&[9_000, 9_000]), claim, reallocate::<20_000>, allocate::<9_000>),
+    pair(
+        "reallocate moves large, allocate large",
+        |s| s.fill(&[9_000, 9_000]),
+        claim,
+        reallocate::<20_000>,
+        allocate::<9_000>,
+    ),
     pair("reallocate grows, allocate large", |s| s.fill(&[9_000]), claim, reallocate::<20_000>, allocate::<9_000>),
+    pair(
+        "recovery of a dead move, the old block's owner allocates",
+        claim,
+        |s| {
+            full_slab(s);
+            s.die_in_a_move();
+        },
+        allocate::<9_000>,
+        allocate::<1024>,
+    ),
     pair("first allocation, first allocation", nothing, nothing, allocate::<64>, allocate::<64>),
     pair("attach, attach", two_blocks, nothing, attach, attach),
     pair("recover, recover", dead_lane, claim, recover, recover),

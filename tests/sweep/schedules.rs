@@ -175,7 +175,8 @@ impl<'a> Scene<'a> {
             self.put_back();
         }
         let [first, others @ ..] = &stays[..] else { return Err("nothing was rehearsed".to_owned()) };
-        let stays_everywhere = |(block, content): &(&Offset, &Content)| others.iter().all(|after| after.get(block) == Some(content));
+        let stays_everywhere =
+            |(block, content): &(&Offset, &Content)| others.iter().all(|after| after.get(block) == Some(content));
         self.untouched = first.iter().filter(stays_everywhere).map(|(block, content)| (*block, *content)).collect();
         let [_, a, b, ab, ba] = endings.try_into().map_err(|_| "five endings".to_owned())?;
         Ok([a, b, ab, ba])
@@ -211,7 +212,9 @@ impl<'a> Scene<'a> {
         let left = self.left(false)?;
         let fits = |ending: &Ending| ending.left == left && ending.b.as_ref() == Some(&outcome);
         if ![b, ab, ba].into_iter().any(fits) {
-            return Err(format!("A died, B ran:\nallowed {b:?}\nor      {ab:?}\nor      {ba:?}\nfound   {outcome}, {left:?}"));
+            return Err(format!(
+                "A died, B ran:\nallowed {b:?}\nor      {ab:?}\nor      {ba:?}\nfound   {outcome}, {left:?}"
+            ));
         }
         Ok(())
     }

@@ -462,7 +462,9 @@ impl Soak<'_> {
             }
         }
         for worker in 0..self.plan.workers {
-            known.extend(self.oracle.plain_blocks(worker).filter(|entry| entry.state() == LIVE).filter_map(|entry| entry.offset()));
+            known.extend(
+                self.oracle.plain_blocks(worker).filter(|entry| entry.state() == LIVE).filter_map(|entry| entry.offset()),
+            );
         }
         let found: BTreeSet<Offset> = heap.blocks().map(|block| block.offset).collect();
         if let Some(lost) = known.difference(&found).next() {
@@ -473,7 +475,10 @@ impl Soak<'_> {
             heap.deallocate(*stray).map_err(told)?;
         }
         if self.report.strays[0] > self.report.strays[1] {
-            return Err(format!("{} blocks are nobody's, after {} deaths that could leave one", self.report.strays[0], self.report.strays[1]));
+            return Err(format!(
+                "{} blocks are nobody's, after {} deaths that could leave one",
+                self.report.strays[0], self.report.strays[1]
+            ));
         }
         drop(heap);
         self.oracle.words[PAUSE].store(0, Ordering::SeqCst);

@@ -14,8 +14,12 @@ use crate::operations::Operation;
 /// Bytes of the swept heaps: small, because each is read at every step.
 const CAPACITY: u64 = 128 << 10;
 
-/// Where the lock word stands (docs/FORMAT.md).
+/// Where words stand, as docs/FORMAT.md draws them.
 const LOCK_AT: u64 = 0x100;
+const MERGE_HOLD_AT: u64 = 0x180;
+const LANES_AT: u64 = 4096;
+const LANE_RECORD_LEN: u64 = 256;
+const MOVE_AT: u64 = 0x98;
 
 /// What an operation works on.
 #[derive(Debug)]
@@ -71,9 +75,42 @@ impl Stage {
     pub(crate) fn die_with_the_lock(&mut self) {
         self.claim();
         self.fill_and_die(&[64, 1024]);
+        self.write_half(LOCK_AT, self.dead_lane() + 1);
+    }
+
+    /// As [`Self::fill_and_die`]: somebody dies who was moving the first of the blocks, in this thread's slab, to a new one,
+    /// has freed the old one already, and holds the lock and the hold on merging.
+    pub(crate) fn die_in_a_move(&mut self) {
+        let old = self.first();
+        self.fill_and_die(&[2000]);
+        let new = *self.blocks.last().expect("the dead one's block");
+        let other = self.heap().clone();
+        std::thread::spawn(move || other.deallocate(old)).join().expect("the thread ends").expect("live");
+        let dead = self.dead_lane();
+        let record = LANES_AT + LANE_RECORD_LEN * u64::from(dead);
+        self.write_word(record + MOVE_AT + 8, new.get());
+        self.write_word(record + MOVE_AT, old.get());
+        self.write_word(MERGE_HOLD_AT, 1);
+        self.write_half(LOCK_AT, dead + 1);
+    }
+
+    fn dead_lane(&self) -> u32 {
         let dead = self.heap().lanes().expect("lanes").into_iter().find(|lane| !lane.alive).expect("somebody has died");
+        u32::from(dead.lane)
+    }
+
+    fn write_half(&self, at: u64, value: u32) {
+        self.write(at, &value.to_ne_bytes());
+    }
+
+    fn write_word(&self, at: u64, value: u64) {
+        self.write(at, &value.to_ne_bytes());
+    }
+
+    /// Writes into the segment what the library would have written.
+    fn write(&self, at: u64, bytes: &[u8]) {
         let file = File::options().write(true).open(format!("/dev/shm/{}", self.name)).expect("the segment is there");
-        file.write_all_at(&(u32::from(dead.lane) + 1).to_ne_bytes(), LOCK_AT).expect("the superblock is there");
+        file.write_all_at(bytes, at).expect("the superblock and the lanes are there");
     }
 
     /// Claims a lane, and leaves no slab of the classes that matter.

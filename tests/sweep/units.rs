@@ -54,6 +54,14 @@ impl Totals {
 }
 
 impl Unit {
+    /// What is swept to notice a planted bug.
+    pub(crate) fn quick() -> Vec<Self> {
+        let mut units = vec![Self::Crash { seed: 0 }, Self::Calls { seed: 0 }];
+        units.extend((0..PAIRS.len()).map(|pair| Self::Schedules { pair, seed: 0, stride: 31 }));
+        units.push(Self::Kills { seed: 1, kills: 500 });
+        units
+    }
+
     /// What is swept while a person waits.
     pub(crate) fn short() -> Vec<Self> {
         let mut units: Vec<Self> = (0..2).map(|seed| Self::Crash { seed }).collect();
