@@ -13,9 +13,10 @@ root=$PWD
 every=1
 [ "${1:-}" = --every ] && every=$2 && shift 2
 turn=$((10#$(date +%j) % every))
-target=${CARGO_TARGET_DIR:-$root/target}/planted
-tree=$target/tree
-log=$target/log.txt
+target=${CARGO_TARGET_DIR:-$root/target}
+tree=$target/planted/tree
+log=$target/planted/log.txt
+started=$target/planted/started
 # A planted bug may well run away with the memory; the heaps here are small.
 ulimit -v 8000000
 
@@ -23,14 +24,14 @@ rm -rf "$tree"
 mkdir -p "$tree"
 cp -r Cargo.toml Cargo.lock README.md src examples tests "$tree/"
 cd "$tree"
-export CARGO_TARGET_DIR=$target/build CARGO_INCREMENTAL=1 RUST_BACKTRACE=0
+export CARGO_TARGET_DIR=$target RUST_BACKTRACE=0
 build() { cargo test --quiet --no-run --lib --test sweep --test in_memory --test model --test loom_lock; }
 catches() {
-    timeout 240 cargo test --quiet --test sweep -- quick || return 0
-    timeout 120 cargo test --quiet --lib --test in_memory --test model --test loom_lock || return 0
+    timeout 100 cargo test --quiet --test sweep -- quick || return 0
+    timeout 100 cargo test --quiet --lib --test in_memory --test model --test loom_lock || return 0
     return 1
 }
-clean_up() { find /dev/shm -maxdepth 1 -name 'shmheap-test-*' -newer "$target/started" -delete; }
+clean_up() { find /dev/shm -maxdepth 1 -name 'shmheap-test-*' -newer "$started" -delete; }
 
 # True if a name is asked for: no words, or one of them in it.
 wanted() {
@@ -48,7 +49,7 @@ for patch in "$root"/tests/planted/*.patch; do
     index=$((index + 1))
     [ $((index % every)) = "$turn" ] || continue
     wanted "$name" "$@" || continue
-    touch "$target/started"
+    touch "$started"
     if ! patch --quiet -p1 <"$patch"; then
         printf '%s no longer fits the sources: plant it anew\n' "$patch" >&2
         exit 1

@@ -12,10 +12,11 @@ use crate::board::Board;
 use crate::child::{Child, STEPS_MAX, Stop};
 use crate::common::Segment;
 use crate::crash::rehearse;
-use crate::image::{Copy, Window};
+use crate::image::{Copy, Image, Window};
 use crate::operations::Operation;
 use crate::oracle::{Allowed, judge};
 use crate::stage;
+use crate::tokens::Tokens;
 
 /// What can fail, with what; and whether the call is carried out all the same.
 struct Failure {
@@ -97,6 +98,12 @@ const UNFAILING: &[libc::c_long] = &[
 struct Holdings {
     descriptors: usize,
     mappings: usize,
+}
+
+/// A lane whose token the process has, and that it has not claimed; there should be none.
+fn stray_token(process: Pid, segment: &Segment, image: &Image) -> Option<i64> {
+    let lanes = Tokens::of(process, &segment.path()).held().into_iter().flat_map(|(start, end)| start..=end);
+    lanes.map(|byte| byte - (1 << 40)).find(|lane| !image.is_claimed(*lane))
 }
 
 fn holdings(process: Pid, segment: &Segment) -> Holdings {
@@ -253,6 +260,9 @@ fn fail_one(
     let after = holdings(calls.child.process(), &segment);
     if after != before {
         return Err(format!("it says {outcome}, and holds {after:?} instead of {before:?}"));
+    }
+    if let Some(lane) = image.as_ref().and_then(|image| stray_token(calls.child.process(), &segment, image)) {
+        return Err(format!("it says {outcome}, and keeps the token of lane {lane}, which it has not claimed"));
     }
     calls.to_end()?;
     let probed = board.said();

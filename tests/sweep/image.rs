@@ -152,6 +152,11 @@ impl Claims<'_> {
 }
 
 impl Image {
+    /// True if somebody claims the lane.
+    pub(crate) fn is_claimed(&self, lane: i64) -> bool {
+        u64::try_from(lane).is_ok_and(|lane| Drawing(&self.bytes).half(4096 + 256 * lane) != 0)
+    }
+
     /// The first thing that the heap counts on to be reserved memory, if it counts on more than there is. Holds at every
     /// instruction: bits are set after the memory is there, and cleared before it is given back.
     pub(crate) fn unbacked(&self) -> Option<String> {

@@ -8,7 +8,7 @@ use shmheap::{Error, Heap, Offset, Result};
 
 use crate::board::{Board, outcome_of};
 use crate::child::{self, Child};
-use crate::common::{Random, Segment};
+use crate::common::{PATIENCE, Random, Segment, until};
 use crate::operations::Operation;
 
 /// Bytes of the swept heaps: small, because each is read at every step.
@@ -56,6 +56,19 @@ impl Stage {
     pub(crate) fn fill_anothers(&mut self, sizes: &'static [usize]) {
         let other = self.heap().clone();
         self.blocks.extend(in_a_parked_thread(move || filled(&other, sizes)));
+    }
+
+    /// The same, by a process that lives on as long as this one.
+    pub(crate) fn fill_elsewhere(&mut self, sizes: &[usize]) {
+        let (name, board) = (self.name.clone(), Board::new());
+        child::spawn(|| {
+            let heap = Heap::open(&name).expect("the heap is there");
+            board.note_blocks(&filled(&heap, sizes));
+            board.say("ready");
+            std::thread::park_timeout(PATIENCE);
+        });
+        until("the other process has its blocks", || board.is_finished());
+        self.blocks.extend(board.blocks());
     }
 
     /// The same, by a process that dies then.
@@ -265,7 +278,7 @@ pub(crate) fn start(operation: &Operation, seed: u64, segment: &Segment, board: 
                     board.say(&outcome_of(&(operation.act)(&mut stage)));
                 });
             });
-            std::thread::park_timeout(crate::common::PATIENCE);
+            std::thread::park_timeout(PATIENCE);
             drop(heap);
         } else {
             perform(operation, prepared(Stage { heap: Some(create(4)), ..stage }), board);

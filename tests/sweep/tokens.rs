@@ -34,6 +34,11 @@ impl Tokens {
         Self(numbers.filter(leads_there).map(held).collect())
     }
 
+    /// Which bytes are locked.
+    pub(crate) fn held(&self) -> Vec<(i64, i64)> {
+        self.0.iter().flat_map(|(_, locked)| locked.clone()).collect()
+    }
+
     /// To everybody else the process is dead.
     pub(crate) fn let_go(&self) {
         for (file, _) in &self.0 {
