@@ -346,6 +346,15 @@ pub enum Error {
         waited_ms: u64,
     },
 
+    /// Somebody died while changing the heap, and a read-only handle cannot finish or undo it.
+    #[error(
+        "pid {holder_pid} died while it changed the heap, and nobody has used the heap since; open it for writing once (open), and look again"
+    )]
+    Unrecovered {
+        /// Process that died, as it named itself.
+        holder_pid: u32,
+    },
+
     /// The heap was opened read-only.
     #[error("the heap was opened read-only; open it with open()")]
     ReadOnly,

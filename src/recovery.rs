@@ -164,11 +164,14 @@ fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: 
             if slab.head != page {
                 return Err(broken(tables, page));
             }
-            // One who died while it wrote its lane into the slab's entries, or the shared one, held the lock: then the slab's
-            // first page, which is written first, names the dead lane or none, and all orphans are listed anew.
+            // One who died while it wrote its lane into the slab's entries, or the shared one, held the lock: then the first
+            // page, which is written first, names the dead lane or none, and all orphans are listed anew.
             let is_orphan = entry.lane().is_shared();
             if is_orphan && relist || !is_orphan && dead.contains(entry.lane()) {
                 orphan::disown(tables, locked, &slab)?;
+            } else if is_orphan && slab.has_remote(tables) {
+                // Somebody freed in it while it lost its lane, and could not see to it.
+                orphan::resettle(tables, locked, &slab)?;
             }
             Ok(slab.info.pages)
         }

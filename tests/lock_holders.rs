@@ -173,8 +173,8 @@ fn a_process_that_is_stopped_without_the_lock_hinders_nobody() {
     assert_emptied(&heap);
 }
 
-/// The kernel drops a process's tokens after its memory, and a large process's memory takes long: meanwhile it is neither dead
-/// nor does it go on. Who waits must not give up, nor take the lock before the process is gone.
+/// The kernel drops a process's tokens after its memory, and a large process's memory takes long: meanwhile it is neither
+/// dead nor does it go on. Who waits must not give up, nor take the lock before the process is gone.
 #[test]
 fn a_holder_whose_process_is_large_is_replaced_when_it_is_gone() {
     let (_segment, heap) = new_heap("large-holder");
@@ -232,6 +232,41 @@ fn sleeps_on_a_futex(thread: Pid) -> bool {
         is_futex && read("stat").rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
     };
     (0..50).any(sleeps)
+}
+
+/// A read-only handle sees what a holder has half done, and must not take it for damage.
+#[test]
+fn who_only_reads_is_told_of_a_holder_that_stands_still_or_has_died() {
+    let (segment, heap) = new_heap("half-done");
+    let board = Words::create(&heap, "board", 8);
+    let reader = Heap::options().lock_timeout(Duration::from_millis(50)).open_read_only(segment.name()).expect("open");
+    let mut random = Random::new(14);
+    let (mut stopped, mut died) = (0, 0);
+    for round in 0..400 {
+        let before = board.get(0);
+        let victim = start(&heap, 0);
+        board.await_at_least(0, before + 1);
+        stop_with_the_lock(&heap, &board, &victim, 0, &mut random);
+        let pid = victim.pid();
+        match reader.validate() {
+            Ok(()) => {}
+            Err(Error::LockTimeout { holder_pid, .. }) if holder_pid == pid => stopped += 1,
+            Err(error) => panic!("round {round}, while the holder stands still: {error}"),
+        }
+        victim.kill();
+        match reader.validate() {
+            Ok(()) => {}
+            Err(Error::Unrecovered { holder_pid }) if holder_pid == pid => died += 1,
+            Err(error) => panic!("round {round}, when the holder has died: {error}"),
+        }
+        heap.recover().expect("recover");
+        reader.validate().expect("what was half done is done or undone");
+        if stopped >= 3 && died >= 3 {
+            assert_emptied(&heap);
+            return;
+        }
+    }
+    panic!("a holder was caught with something half done {stopped} times, and died so {died} times");
 }
 
 /// A wake-up goes to one waiter. If that one is killed before it takes the lock, nobody holds the lock and nobody is awake:

@@ -101,8 +101,8 @@ fn first_of_its_namespace() {
     say("killed");
 }
 
-/// Forks a child that is process 1 of a new namespace and does hardly anything but hold the heap lock. Stops it, lets it go on
-/// and kills it as the test says.
+/// Forks a child that is process 1 of a new namespace and does hardly anything but hold the heap lock. Stops it, lets it go
+/// on and kills it as the test says.
 fn hot_in_its_namespace() {
     if !entered(unshare(CloneFlags::CLONE_NEWPID)) {
         return;
@@ -135,7 +135,8 @@ fn hot_in_its_namespace() {
     say("killed");
 }
 
-/// Both holder and waiter are process 1, thread 1, each in its own namespace: glibc's robust mutex takes the one for the other.
+/// Both holder and waiter are process 1, thread 1, each in its own namespace: glibc's robust mutex takes the one for the
+/// other.
 #[test]
 fn a_lock_passes_between_two_processes_with_the_same_pid_only_when_its_holder_lets_go_or_dies() {
     let test = "a_lock_passes_between_two_processes_with_the_same_pid_only_when_its_holder_lets_go_or_dies";

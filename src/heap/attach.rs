@@ -66,7 +66,8 @@ pub(super) fn open_or_create_object(options: &Options, place: &Place) -> Result<
     Err(Error::NotFound { name: place.label() })
 }
 
-/// Attaches an object; `created` says that this process has just made it: it has no name yet, and nobody can have died in it.
+/// Attaches an object; `created` says that this process has just made it: it has no name yet, and nobody can have died
+/// in it.
 fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool) -> Result<Heap> {
     let name = object.place().label();
     let mut bytes = [0; HEADER_LEN];

@@ -112,8 +112,8 @@ impl Heap {
     /// Changes a block's size, keeping its first bytes. Returns where it stands now: at the same place if its size class or
     /// the pages behind it allow it, else at another, and the old block is freed.
     ///
-    /// A block is aligned to 16 afterwards, whatever it was before. Whoever dies meanwhile, there is one block: the old one or
-    /// the new one.
+    /// A block is aligned to 16 afterwards, whatever it was before. Whoever dies meanwhile, there is one block: the old
+    /// one or the new one.
     ///
     /// # Errors
     ///
@@ -210,10 +210,15 @@ impl Heap {
                 return Ok(());
             }
             if entry.lane() == SHARED_LANE {
-                return self.as_caller(|caller| {
+                let resettled = self.as_caller(|caller| {
                     let lock = attachment.lock_for(caller)?;
                     attachment.resettle_orphan(&lock, &slab)
                 });
+                // The block is free, whoever holds the lock. Who adopts the slab merges it, and so does the next burial.
+                return match resettled {
+                    Err(Error::LockTimeout { .. }) => Ok(()),
+                    done => done,
+                };
             }
             told = Slab { lane: entry.lane(), ..slab };
         }

@@ -1,6 +1,7 @@
 //! Looking inside: blocks, lanes, soundness, and giving memory back.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::Heap;
 use super::lane::Caller;
@@ -145,7 +146,8 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] with the first thing that is wrong, and where; [`Error::LockTimeout`].
+    /// [`Error::Corrupt`] with the first thing that is wrong, and where; [`Error::LockTimeout`]. From a read-only handle
+    /// also [`Error::Unrecovered`] if somebody died while changing the heap and nobody has used it since.
     pub fn validate(&self) -> Result<()> {
         let attachment = &self.attachment;
         if !self.is_read_only() {
@@ -154,17 +156,35 @@ impl Heap {
                 check::check(&attachment.tables, &attachment.classes)
             });
         }
-        let mut result = Ok(());
-        for _ in 0..READ_ONLY_LOOKS {
+        self.validate_read_only()
+    }
+
+    /// Looks until it has seen the heap at rest.
+    fn validate_read_only(&self) -> Result<()> {
+        let attachment = &self.attachment;
+        let (started, mut last_holder, mut looks_at_dead) = (Instant::now(), SHARED_LANE, 0u32);
+        loop {
             let before = self.change_marks();
-            result = check::check(&attachment.tables, &attachment.classes);
-            let quiet = before == self.change_marks() && attachment.lock_holder().is_none();
-            if result.is_ok() || quiet {
-                break;
+            let result = check::check(&attachment.tables, &attachment.classes);
+            let holder = attachment.lock_holder();
+            let is_at_rest = before == self.change_marks() && holder.is_none();
+            if result.is_ok() || is_at_rest {
+                return result;
             }
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            last_holder = holder.unwrap_or(last_holder);
+            let is_dead = holder.is_some() && !attachment.liveness.is_alive(last_holder.token())?;
+            looks_at_dead = if is_dead { looks_at_dead.saturating_add(1) } else { 0 };
+            let holder_pid = attachment.pid_of(last_holder);
+            if looks_at_dead >= DEAD_LOOKS_MAX {
+                return Err(Error::Unrecovered { holder_pid });
+            }
+            let waited = started.elapsed();
+            if waited >= attachment.lock_timeout {
+                let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+                return Err(Error::LockTimeout { holder_pid, waited_ms });
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        result
     }
 
     /// What changes whenever somebody holds the heap lock and changes pages.
@@ -249,8 +269,9 @@ impl Heap {
     }
 }
 
-/// How often a read-only handle looks at a heap that changes while it is being checked.
-const READ_ONLY_LOOKS: u32 = 50;
+/// How often a read-only handle looks at a heap whose lock a dead process holds, a millisecond apart: anybody who waits for
+/// the lock would have taken it by then.
+const DEAD_LOOKS_MAX: u32 = 20;
 
 /// Iterator over a heap's allocated blocks; see [`Heap::blocks`].
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! The child asks to be traced and runs to its first [`marker`]. From there its parent lets it go on to the next marker, or
 //! one instruction at a time. [`Child::fork_here`] makes the child fork at whatever instruction it stands, by lending it
-//! a system call of the parent's choice: so one pass over an operation can let it go on, or die, at each of its instructions.
+//! a system call of the parent's choice: so one pass over an operation can let it go on, or die, at each instruction.
 //!
 //! Parent and child run on one processor: a step is then one switch of tasks, and nothing else happens meanwhile.
 

@@ -58,8 +58,8 @@ fn free<const INDEX: usize>(stage: &mut Stage) -> Result<()> {
     stage.heap().deallocate(stage.blocks[INDEX])
 }
 
-/// As [`free`], where somebody else may have been faster. Two who free one block at the same moment may both be told that they
-/// did: that is no promise.
+/// As [`free`], where somebody else may have been faster. Two who free one block at the same moment may both be told that
+/// they did: that is no promise.
 fn free_if_first<const INDEX: usize>(stage: &mut Stage) -> Result<()> {
     match free::<INDEX>(stage) {
         Err(Error::DoubleFree { .. } | Error::InvalidOffset { .. }) => Ok(()),

@@ -1,7 +1,7 @@
 //! Interleavings: every schedule of two processes in which one of them is preempted once.
 //!
-//! A stands at one of its instructions. B runs whole. Then A goes on, or it was dead all the while. What comes of that must be
-//! what comes of A and B one after the other, in one of the two orders; of a dead A, also what comes of B alone.
+//! A stands at one of its instructions. B runs whole. Then A goes on, or it was dead all the while. What comes of that must
+//! be what comes of A and B one after the other, in one of the two orders; of a dead A, also what comes of B alone.
 //! If B finds that A holds a lock, it must say so, by A's pid and in time, and do its work once A has gone on.
 //!
 //! One pass over A serves all its instructions: at each, a double of A goes on in its stead, with a double of B, and then
@@ -232,8 +232,8 @@ pub(crate) fn sweep(pair: &Pair, seed: u64, stride: u64, from: u64) -> Result<u6
     let clock = scene.a.clock_code();
     let mut schedules = 0;
     for instruction in 0..STEPS_MAX {
-        // The code that reads the clock starts again whenever time has gone on: one who stops in it for long never leaves it.
-        // It touches nothing of the heap's, so that stopping there is stopping before it.
+        // The code that reads the clock starts again whenever time has gone on: one who stops in it for long never leaves
+        // it. It touches nothing of the heap's, so that stopping there is stopping before it.
         if instruction % stride == from && !clock.contains(&scene.a.registers().rip) {
             let told = |what: String| told(format!("A stopped at instruction {instruction}: {what}"));
             scene.a_goes_on(&endings).map_err(told)?;

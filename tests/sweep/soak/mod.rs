@@ -8,9 +8,12 @@
 //! - *plain*: allocated, reallocated and freed, with their offsets in the oracle. A death between the call and the note leaves
 //!   one block that nobody knows of, or none, and the oracle knows which deaths those were.
 
+mod oracle;
+mod worker;
+
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -20,7 +23,9 @@ use nix::unistd::Pid;
 use shmheap::{Error, Heap, Offset};
 
 use crate::child;
-use crate::common::{PATIENCE, Random, Segment, until};
+use crate::common::{PATIENCE, Random, Segment};
+use oracle::{EMPTY, Entry, LIVE, Oracle, PAUSE};
+use worker::Worker;
 
 /// Cells of each worker, and mailboxes that all workers fill and empty.
 const CELLS: usize = 48;
@@ -58,123 +63,6 @@ pub(crate) struct Report {
     pub(crate) strays: [u64; 2],
 }
 
-/// State of a cell or a plain block, as the oracle knows it.
-const EMPTY: u64 = 0;
-const ALLOCATING: u64 = 1;
-const LIVE: u64 = 2;
-const FREEING: u64 = 3;
-const MOVING: u64 = 4;
-
-/// One block in the oracle.
-#[derive(Clone, Copy)]
-struct Entry<'a> {
-    state: &'a AtomicU64,
-    size: &'a AtomicU64,
-    seed: &'a AtomicU64,
-    offset: &'a AtomicU64,
-}
-
-/// The oracle: words that all processes share, apart from the heap.
-struct Oracle {
-    words: &'static [AtomicU64],
-    plain: bool,
-}
-
-const ENTRY_WORDS: usize = 4;
-const WORKER_WORDS: usize = 8 + (CELLS + PLAIN) * ENTRY_WORDS;
-/// The first words: whether workers are to pause.
-const PAUSE: usize = 0;
-const COMMON_WORDS: usize = 8;
-
-impl Oracle {
-    fn new(workers: usize, plain: bool) -> Self {
-        let len = (COMMON_WORDS + workers * WORKER_WORDS) * 8;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; it stays until the process ends.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
-        assert_ne!(address, libc::MAP_FAILED, "mmap");
-        // SAFETY: `len` zeroed bytes that are reached as atomic words only, and are never unmapped.
-        let words = unsafe { std::slice::from_raw_parts(address.cast::<AtomicU64>(), len / 8) };
-        Self { words, plain }
-    }
-
-    fn worker(&self, worker: usize) -> &'static [AtomicU64] {
-        let start = COMMON_WORDS + worker * WORKER_WORDS;
-        &self.words[start..start + WORKER_WORDS]
-    }
-
-    /// Operations that the worker and its predecessors have done.
-    fn operations(&self, worker: usize) -> &AtomicU64 {
-        &self.worker(worker)[0]
-    }
-
-    /// The lane that the worker has, plus 1.
-    fn lane(&self, worker: usize) -> &AtomicU64 {
-        &self.worker(worker)[1]
-    }
-
-    /// Not 0 while the worker pauses.
-    fn is_pausing(&self, worker: usize) -> &AtomicU64 {
-        &self.worker(worker)[2]
-    }
-
-    fn entries(&self, worker: usize) -> impl Iterator<Item = Entry<'static>> {
-        let words = &self.worker(worker)[8..];
-        words.chunks_exact(ENTRY_WORDS).map(|words| Entry {
-            state: &words[0],
-            size: &words[1],
-            seed: &words[2],
-            offset: &words[3],
-        })
-    }
-
-    fn cells(&self, worker: usize) -> impl Iterator<Item = (usize, Entry<'static>)> {
-        self.entries(worker).take(CELLS).enumerate()
-    }
-
-    fn plain_blocks(&self, worker: usize) -> impl Iterator<Item = Entry<'static>> {
-        self.entries(worker).skip(CELLS)
-    }
-}
-
-impl Entry<'_> {
-    fn state(&self) -> u64 {
-        self.state.load(Ordering::SeqCst)
-    }
-
-    fn set_state(&self, state: u64) {
-        self.state.store(state, Ordering::SeqCst);
-    }
-
-    fn begin(&self, size: u64, seed: u64) {
-        self.size.store(size, Ordering::SeqCst);
-        self.seed.store(seed, Ordering::SeqCst);
-        self.set_state(ALLOCATING);
-    }
-
-    fn offset(&self) -> Option<Offset> {
-        Offset::new(self.offset.load(Ordering::SeqCst))
-    }
-
-    /// Writes the entry's mark at both ends of a block.
-    fn mark(&self, heap: &Heap, block: Offset) {
-        let (size, seed) = (self.size.load(Ordering::SeqCst), self.seed.load(Ordering::SeqCst));
-        for at in [0, size as usize - 8] {
-            heap.copy_in_at(block, at, &seed.to_ne_bytes()).expect("a live block can be written");
-        }
-    }
-
-    fn check(&self, heap: &Heap, block: Offset) {
-        let (size, seed) = (self.size.load(Ordering::SeqCst), self.seed.load(Ordering::SeqCst));
-        for at in [0, size as usize - 8] {
-            let mut found = [0; 8];
-            heap.copy_out_at(block, at, &mut found).expect("a live block can be read");
-            assert_eq!(u64::from_ne_bytes(found), seed, "the block at {block}, {size} bytes, was overwritten at {at}");
-        }
-    }
-}
-
 fn cells_of(worker: usize) -> String {
     format!("cells {worker}")
 }
@@ -183,175 +71,6 @@ const MAIL: &str = "mail";
 
 fn cell(table: Offset, index: usize) -> Offset {
     Offset::new(table.get() + 8 * index as u64).expect("not zero")
-}
-
-/// A worker at work.
-struct Worker<'a> {
-    oracle: &'a Oracle,
-    index: usize,
-    name: &'a str,
-    heap: Heap,
-    table: Offset,
-    mail: Offset,
-    random: Random,
-}
-
-impl<'a> Worker<'a> {
-    fn start(oracle: &'a Oracle, index: usize, name: &'a str, seed: u64) -> Self {
-        let heap = Heap::open(name).expect("the heap can be attached");
-        let root = |name: &str| heap.root(name).expect("roots").expect("the tables are published");
-        let (table, mail) = (root(&cells_of(index)), root(MAIL));
-        Self { oracle, index, name, heap, table, mail, random: Random::new(seed) }
-    }
-
-    /// Checks what the predecessor had, and settles what it had under way.
-    fn inherit(&self) {
-        for (index, entry) in self.oracle.cells(self.index) {
-            let held = self.heap.load_cell(cell(self.table, index)).expect("the cell is there");
-            match (entry.state(), held) {
-                (EMPTY, None) => {}
-                (LIVE, Some(block)) => entry.check(&self.heap, block),
-                (ALLOCATING | FREEING, None) => entry.set_state(EMPTY),
-                (ALLOCATING, Some(block)) => {
-                    entry.mark(&self.heap, block);
-                    entry.set_state(LIVE);
-                }
-                (FREEING, Some(block)) => {
-                    entry.check(&self.heap, block);
-                    entry.set_state(LIVE);
-                }
-                (state, held) => panic!("worker {}, cell {index}: state {state}, and it holds {held:?}", self.index),
-            }
-        }
-        for entry in self.oracle.plain_blocks(self.index) {
-            match (entry.state(), entry.offset()) {
-                (LIVE, Some(block)) => entry.check(&self.heap, block),
-                _ => entry.set_state(EMPTY),
-            }
-        }
-    }
-
-    fn random_size(&mut self) -> u64 {
-        16 + match self.random.below(40) {
-            0 => self.random.below(60_000),
-            1..=6 => self.random.below(5_000),
-            _ => self.random.below(400),
-        } as u64
-    }
-
-    fn note_lane(&self) {
-        let own = self.heap.lanes().expect("lanes").into_iter().find(|lane| lane.own);
-        self.oracle.lane(self.index).store(own.map_or(0, |lane| u64::from(lane.lane) + 1), Ordering::SeqCst);
-    }
-
-    /// Works until it is killed.
-    fn run(&mut self) {
-        self.inherit();
-        for round in 0u64.. {
-            if self.oracle.words[PAUSE].load(Ordering::SeqCst) != 0 {
-                self.oracle.is_pausing(self.index).store(1, Ordering::SeqCst);
-                until("the audit is over", || self.oracle.words[PAUSE].load(Ordering::SeqCst) == 0);
-                self.oracle.is_pausing(self.index).store(0, Ordering::SeqCst);
-            }
-            self.step();
-            if round == 0 {
-                self.note_lane();
-            }
-            self.oracle.operations(self.index).fetch_add(1, Ordering::Relaxed);
-            // Processors are shared with the others, with who kills, and with who dies.
-            if self.random.below(BURST) == 0 {
-                std::thread::sleep(REST);
-            }
-        }
-    }
-
-    fn step(&mut self) {
-        let choice = self.random.below(if self.oracle.plain { 200 } else { 100 });
-        match choice {
-            0 => _ = self.heap.recover().expect("recover"),
-            1 => self.heap.validate().expect("the heap is valid"),
-            2 => _ = self.heap.trim().expect("trim"),
-            3 => {
-                self.heap = Heap::open(self.name).expect("the heap can be attached again");
-                self.step_cell();
-                self.note_lane();
-            }
-            4..=8 => {
-                let name = format!("constructed {}", self.random.below(8));
-                self.heap.find_or_construct(&name, 300, |_| Ok(())).expect("constructed");
-            }
-            9..=12 => {
-                let name = format!("own {}", self.index);
-                self.heap.set_root(&name, self.table).expect("a root");
-            }
-            13..=16 => match self.heap.remove_root(&format!("own {}", self.index)) {
-                Ok(_) | Err(Error::RootUnknown { .. }) => {}
-                Err(error) => panic!("remove_root: {error}"),
-            },
-            17..=40 => self.step_mail(),
-            41..=99 => self.step_cell(),
-            _ => self.step_plain(),
-        }
-    }
-
-    fn step_mail(&mut self) {
-        let (place, size) = (cell(self.mail, self.random.below(MAILBOXES)), self.random_size());
-        let done = match self.random.below(2) {
-            0 => self.heap.allocate_into(place, size as usize).map(drop),
-            _ => self.heap.free_from(place),
-        };
-        match done {
-            Ok(()) | Err(Error::CellOccupied { .. } | Error::CellEmpty { .. }) => {}
-            Err(error) => panic!("mailbox: {error}"),
-        }
-    }
-
-    fn step_cell(&mut self) {
-        let (index, entry) = self.oracle.cells(self.index).nth(self.random.below(CELLS)).expect("a cell");
-        let place = cell(self.table, index);
-        if entry.state() == EMPTY {
-            let size = self.random_size();
-            entry.begin(size, self.random.next());
-            let block = self.heap.allocate_into(place, size as usize).expect("room");
-            entry.mark(&self.heap, block);
-            entry.set_state(LIVE);
-        } else {
-            let block = self.heap.load_cell(place).expect("the cell is there").expect("it holds a block");
-            entry.check(&self.heap, block);
-            entry.set_state(FREEING);
-            self.heap.free_from(place).expect("it holds a block");
-            entry.set_state(EMPTY);
-        }
-    }
-
-    fn step_plain(&mut self) {
-        let entry = self.oracle.plain_blocks(self.index).nth(self.random.below(PLAIN)).expect("a plain block");
-        let size = self.random_size();
-        match entry.offset().filter(|_| entry.state() == LIVE) {
-            None => {
-                entry.begin(size, self.random.next());
-                let block = self.heap.allocate(size as usize).expect("room");
-                entry.mark(&self.heap, block);
-                entry.offset.store(block.get(), Ordering::SeqCst);
-            }
-            Some(block) if self.random.below(3) == 0 => {
-                entry.check(&self.heap, block);
-                entry.set_state(MOVING);
-                let block = self.heap.reallocate(block, size as usize).expect("room");
-                entry.size.store(size, Ordering::SeqCst);
-                entry.mark(&self.heap, block);
-                entry.offset.store(block.get(), Ordering::SeqCst);
-            }
-            Some(block) => {
-                entry.check(&self.heap, block);
-                entry.set_state(FREEING);
-                self.heap.deallocate(block).expect("live");
-                entry.set_state(EMPTY);
-                return;
-            }
-        }
-        entry.set_state(LIVE);
-    }
 }
 
 /// The parent's side.
