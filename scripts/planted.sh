@@ -4,14 +4,16 @@
 #
 #   scripts/planted.sh               all of them
 #   scripts/planted.sh --every 4     every fourth; which ones turns with the day of the year
+#   scripts/planted.sh --resume      not those that were caught before, with the same sources
 #   scripts/planted.sh lock journal  those whose names contain "lock" or "journal"
 #
 # The last line is "planted CAUGHT/PLANTED"; the exit code is 1 if any bug was missed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
-every=1
+every=1 resume=no
 [ "${1:-}" = --every ] && every=$2 && shift 2
+[ "${1:-}" = --resume ] && resume=yes && shift
 turn=$((10#$(date +%j) % every))
 target=${CARGO_TARGET_DIR:-$root/target}
 tree=$target/planted/tree
@@ -24,6 +26,9 @@ rm -rf "$tree"
 mkdir -p "$tree"
 cp -r Cargo.toml Cargo.lock README.md src examples tests "$tree/"
 cd "$tree"
+sources=$(find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
+ledger=$target/planted/caught.txt
+touch "$ledger"
 export CARGO_TARGET_DIR=$target RUST_BACKTRACE=0
 build() { cargo test --quiet --no-run --lib --test sweep --test in_memory --test model --test loom_lock; }
 catches() {
@@ -49,6 +54,10 @@ for patch in "$root"/tests/planted/*.patch; do
     index=$((index + 1))
     [ $((index % every)) = "$turn" ] || continue
     wanted "$name" "$@" || continue
+    if [ $resume = yes ] && grep -qxF "$sources $name" "$ledger"; then
+        planted=$((planted + 1)) caught=$((caught + 1))
+        continue
+    fi
     touch "$started"
     if ! patch --quiet -p1 <"$patch"; then
         printf '%s no longer fits the sources: plant it anew\n' "$patch" >&2
@@ -60,6 +69,7 @@ for patch in "$root"/tests/planted/*.patch; do
         tail -20 "$log"
     elif catches >"$log" 2>&1; then
         caught=$((caught + 1))
+        printf '%s %s\n' "$sources" "$name" >>"$ledger"
         printf 'caught  %-45s %s\n' "$name" "$(grep -m1 -E 'seed [0-9]|panicked|FAILED|hung|overflow' "$log" | cut -c1-110 || true)"
     else
         printf 'MISSED  %s\n' "$name"

@@ -9,9 +9,9 @@
 # Needs Linux 5.6 on x86-64, and the right to trace one's own children. Root is not needed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-form=short every=(--every 9)
+form=short which=(--every 9)
 case "${1:-}" in
-    --full) form=full every=() ;;
+    --full) form=full which=(--resume) ;;
     "") ;;
     *) printf 'usage: scripts/sweep.sh [--full]\n' >&2 && exit 2 ;;
 esac
@@ -24,7 +24,7 @@ case "$closing" in
     "crash points "*) ;;
     *) printf 'the sweep came to no end\n' >&2 && exit 1 ;;
 esac
-scripts/planted.sh "${every[@]}" | tee "$out"
+scripts/planted.sh "${which[@]}" | tee "$out"
 planted=$(tail -n 1 "$out")
 caught=${planted#planted } missed=0
 case "$caught" in

@@ -23,7 +23,7 @@ impl Attachment {
     pub(super) fn move_block(&self, caller: Caller<'_>, old: u64, len: u64, kind: Kind) -> Result<u64> {
         let record = self.lane_record(caller)?;
         if record.moving().is_some() {
-            // One that could not be undone when the lock timed out; there is one place for a move.
+            // A block that could not be taken back when the lock timed out; there is one place for a move.
             recovery::settle_move(self.ward(), &*self.lock_for(caller)?, caller.lane(), true)?;
         }
         let begin = |new| {
@@ -82,8 +82,10 @@ impl Attachment {
         if matches!(self.free_of_own_slab(caller, record, new), Ok(true)) {
             return;
         }
-        if let Ok(lock) = self.lock_for(caller.again()) {
-            let _ = self.free_under_hold(&lock, caller, new, || (), || self.end_move(caller, record));
+        match self.lock_for(caller.again()) {
+            Ok(lock) => _ = self.free_under_hold(&lock, caller, new, || (), || self.end_move(caller, record)),
+            // A block that replaces itself is one too many, whatever becomes of the old one meanwhile.
+            Err(_) => record.begin_move(Move { old: new, new }),
         }
     }
 }

@@ -126,7 +126,8 @@ impl Options {
 
     /// How long a call waits for a lock whose holder is alive but does not go on (stopped, say) before it fails with
     /// [`Error::LockTimeout`]. Default 5 s. Where many take turns, the time-out counts anew for each holder, but
-    /// no call waits for more than twelve of them. A dead holder is replaced after about 2 ms, whatever is set here.
+    /// no call waits for more than twelve of them. A dead holder is replaced after about a millisecond, whatever is set
+    /// here.
     #[must_use]
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;

@@ -41,7 +41,8 @@ impl Ledger {
 
     fn note(&mut self, unit: Unit, totals: Totals) {
         let mut file = OpenOptions::new().append(true).open(&self.path).expect("the ledger can be opened");
-        writeln!(file, "{unit}\t{totals}").expect("the ledger can be written");
+        // In one piece, so that a death leaves a whole line or none.
+        file.write_all(format!("{unit}\t{totals}\n").as_bytes()).expect("the ledger can be written");
         self.done.push((unit, totals));
     }
 

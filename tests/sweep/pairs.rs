@@ -178,6 +178,7 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("remote free, own free of the same block", claim, two_blocks, free_if_first::<0>, free_if_first::<0>),
     pair("remote free, its owner detaches", claim, full_slab, free::<0>, detach),
     pair("the owner detaches, remote free", full_slab, claim, detach, free::<0>),
+    // A slab may lose its lane between the free and the word to its owner: then who freed has to see to it.
     pair("remote free of a last block, its owner detaches", claim, |s| s.fill(&[1024]), free::<0>, detach),
     pair("the owner detaches, remote free of its last block", |s| s.fill(&[1024]), claim, detach, free::<0>),
     pair("remote free, remote free in the same word", |s| s.fill_anothers(&[1024, 1024]), claim, free::<0>, free::<1>),
@@ -214,6 +215,7 @@ pub(crate) const PAIRS: &[Pair] = &[
         allocate::<9_000>,
         allocate::<1024>,
     ),
+    // Who waited for a process that was claiming its first lane was once told pid 0: it had not written its own yet.
     pair("first allocation, first allocation", nothing, nothing, allocate::<64>, allocate::<64>),
     pair("attach, attach", two_blocks, nothing, attach, attach),
     pair("recover, recover", dead_lane, claim, recover, recover),

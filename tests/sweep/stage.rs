@@ -107,6 +107,14 @@ impl Stage {
         self.write_half(LOCK_AT, dead + 1);
     }
 
+    /// This thread's lane has a block that it allocated for a `reallocate` and could not free again, for want of the lock.
+    pub(crate) fn leave_a_move(&self, block: usize) {
+        let own = self.heap().lanes().expect("lanes").into_iter().rfind(|lane| lane.own).expect("this thread has a lane");
+        let record = LANES_AT + LANE_RECORD_LEN * u64::from(own.lane);
+        self.write_word(record + MOVE_AT + 8, self.blocks[block].get());
+        self.write_word(record + MOVE_AT, self.blocks[block].get());
+    }
+
     fn dead_lane(&self) -> u32 {
         let dead = self.heap().lanes().expect("lanes").into_iter().find(|lane| !lane.alive).expect("somebody has died");
         u32::from(dead.lane)

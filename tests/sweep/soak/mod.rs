@@ -5,8 +5,8 @@
 //! exactly what the oracle knows of. A worker has two kinds of blocks:
 //!
 //! - *published*: allocated into a cell and freed from it. Of these nothing may ever be lost or left over.
-//! - *plain*: allocated, reallocated and freed, with their offsets in the oracle. A death between the call and the note leaves
-//!   one block that nobody knows of, or none, and the oracle knows which deaths those were.
+//! - *plain*: allocated, reallocated and freed, with their offsets in the oracle. A death between the call and the note
+//!   leaves one block that nobody knows of, or none, and the oracle knows which deaths those were.
 
 mod oracle;
 mod worker;
