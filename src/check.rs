@@ -83,7 +83,7 @@ fn check_superblock(tables: &Tables) -> Result<()> {
             return broken("C11: an intent was left behind", record.at());
         }
         // The shared lane's may end between the two looks.
-        if record.moving().is_some() && !record.is_claimed() && record.moving().is_some() {
+        if record.is_moving() && !record.is_claimed() && record.is_moving() {
             return broken("C15: a move belongs to a lane that nobody claims", record.at());
         }
     }

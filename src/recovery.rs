@@ -10,8 +10,9 @@
 //!     gives the same entries; an intent stays armed until its effect is whole; a dead lane's record stays claimed
 //!     until nothing is left of it; `RECOVERING` stays set until the end.
 //! V2. Who is dead is asked of [`Liveness`] alone, and a lane is seen to only by one who holds its token.
-//! V3. Intents are armed only under the heap lock. So whoever takes the lock from a dead holder finds none that belongs
-//!     to a living lane.
+//! V3. Intents are armed only under the heap lock: by a lane for itself, or by recovery in the record of a dead one. So
+//!     whoever takes the lock from a dead holder finds none that belongs to a living lane, and settles all of them, even
+//!     those of lanes whose tokens others have taken to claim them.
 //!
 //! Not here: how the lock changes hands (`sys::lock`, `heap::lock`).
 
@@ -21,7 +22,9 @@ use std::sync::atomic::Ordering;
 
 use crate::alloc::{Classes, Located, Slab, orphan, slab, span};
 use crate::error::{Corruption, Result};
-use crate::format::{Intent, IntentKind, LaneId, Move, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock};
+use crate::format::{
+    Intent, IntentKind, LaneId, MOVE_DECIDES, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock,
+};
 use crate::journal::{self, Locked};
 use crate::sys::token::Liveness;
 
@@ -76,9 +79,7 @@ pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, held: &[LaneId]
 /// Settles what the holder had under way, and buries the dead.
 fn settle_and_bury(ward: Ward<'_>, locked: &Locked, dead: &Dead) -> Result<()> {
     let tables = ward.tables;
-    // Moves first: what decides about one may be a block that is held back from its owner (MERGE_HOLD).
-    dead.lanes(tables).try_for_each(|lane| settle_move(ward, locked, lane, false))?;
-    tables.header.all_lanes().try_for_each(|lane| settle_intent(ward, locked, lane))?;
+    tables.header.all_lanes().try_for_each(|lane| settle_intent(ward, locked, lane, false))?;
     tables.superblock(superblock::MERGE_HOLD).store(0, Ordering::Release);
     orphan::clear_lists(tables, locked, ward.classes);
     // Orphans are listed anew together with the dead lanes' slabs.
@@ -169,9 +170,8 @@ fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: 
             let is_orphan = entry.lane().is_shared();
             if is_orphan && relist || !is_orphan && dead.contains(entry.lane()) {
                 orphan::disown(tables, locked, &slab)?;
-            } else if is_orphan && slab.has_remote(tables) {
-                // Somebody freed in it while it lost its lane, and could not see to it.
-                orphan::resettle(tables, locked, &slab)?;
+            } else if is_orphan {
+                resettle_if_freed_in(tables, locked, &slab)?;
             }
             Ok(slab.info.pages)
         }
@@ -185,30 +185,73 @@ fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: 
     }
 }
 
+/// Sees to an orphan in which somebody freed while it lost its lane, and who then could not see to it: the lock was held, or
+/// death came first.
+fn resettle_if_freed_in(tables: &Tables, locked: &Locked, slab: &Slab<'_>) -> Result<()> {
+    if slab.has_remote(tables) { orphan::resettle(tables, locked, slab) } else { Ok(()) }
+}
+
+/// Looks through all orphans for blocks that were freed and that nobody has seen to. For those who are short of memory, or
+/// are to give some back: it takes time proportional to the pages in use so far.
+pub(crate) fn gather_freed(ward: Ward<'_>, locked: &Locked) -> Result<()> {
+    let tables = ward.tables;
+    let mut number = 0;
+    while number < tables.pages_high() {
+        let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
+        let entry = tables.entry(page);
+        let pages = match entry.state() {
+            Some(PageState::Slab) => {
+                let slab = slab::slab_of(tables, ward.classes, page, entry)?;
+                if entry.lane().is_shared() {
+                    resettle_if_freed_in(tables, locked, &slab)?;
+                }
+                slab.info.pages
+            }
+            Some(PageState::Large) => entry.number().max(1),
+            _ => 1,
+        };
+        number = number.saturating_add(pages);
+    }
+    Ok(())
+}
+
 fn broken(tables: &Tables, page: PageIndex) -> crate::error::Error {
     Corruption::new("a span does not start where the one before it ends", tables.entry_at(page)).into()
 }
 
-/// Ends the move of a lane that is dead or at rest, if it has one: of the two blocks, one stays. `lists_are_sound`: see
-/// [`free_if_allocated`].
-pub(crate) fn settle_move(ward: Ward<'_>, locked: &Locked, lane: LaneId, lists_are_sound: bool) -> Result<()> {
+/// Ends the move of a dead lane, if it has one: of the two blocks, one stays. `lists_are_sound`: see [`free_if_allocated`].
+///
+/// The new block is freed by way of an intent: should this recovery die too, whoever comes next repeats the free before
+/// anybody can allocate there, even if the dead lane's token has been taken by one who waits to claim the lane (V3).
+fn settle_move(ward: Ward<'_>, locked: &Locked, lane: LaneId, lists_are_sound: bool) -> Result<()> {
     let Some(record) = ward.tables.lane(lane) else { return Ok(()) };
-    let Some(Move { old, new }) = record.moving() else { return Ok(()) };
-    let old_is_there = match slab::locate(ward.tables, ward.classes, old) {
-        Ok(Located::Block { slab, bit }) => slab.is_allocated(ward.tables, bit),
-        Ok(Located::Large { .. }) => true,
-        Err(crate::error::Error::InvalidOffset { .. }) => false,
-        Err(error) => return Err(error),
-    };
-    if old_is_there {
-        free_if_allocated(ward, locked, new, lists_are_sound)?;
+    let (old, new) = (record.move_old().load(Ordering::Acquire), record.move_new().load(Ordering::Acquire));
+    if new != 0 && !has_moved(ward, old)? {
+        record.arm(Intent { kind: IntentKind::Free, cell: record.move_new_cell(), block: new });
+        settle_intent(ward, locked, lane, lists_are_sound)?;
     }
-    record.end_move();
+    record.move_old().store(0, Ordering::Release);
+    record.move_new().store(0, Ordering::Release);
     Ok(())
 }
 
-/// Completes or undoes the intent of a lane, if it has one.
-fn settle_intent(ward: Ward<'_>, locked: &Locked, lane: LaneId) -> Result<()> {
+/// True if a move with this first word has happened. Where its free bit decides, the old block lies in the dead lane's own
+/// slab, in which nobody allocates or merges before the lane is buried; its remote bit would be somebody else's free.
+fn has_moved(ward: Ward<'_>, old: u64) -> Result<bool> {
+    if old & MOVE_DECIDES == 0 {
+        return Ok(old == 0);
+    }
+    match slab::locate(ward.tables, ward.classes, old & !MOVE_DECIDES) {
+        Ok(Located::Block { slab, bit }) => {
+            Ok(slab.free_word(ward.tables, bit.word).load(Ordering::Acquire) & bit.mask != 0)
+        }
+        Ok(Located::Large { .. }) | Err(crate::error::Error::InvalidOffset { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Completes or undoes the intent of a lane, if it has one. `lists_are_sound`: see [`free_if_allocated`].
+fn settle_intent(ward: Ward<'_>, locked: &Locked, lane: LaneId, lists_are_sound: bool) -> Result<()> {
     let tables = ward.tables;
     let Some(record) = tables.lane(lane) else { return Ok(()) };
     let Some(Intent { kind, cell, block }) = record.intent() else { return Ok(()) };
@@ -221,14 +264,14 @@ fn settle_intent(ward: Ward<'_>, locked: &Locked, lane: LaneId) -> Result<()> {
         // The block is the cell's: the operation is complete.
         IntentKind::Allocate if published => {}
         // Nobody was told of the block: undo.
-        IntentKind::Allocate => free_if_allocated(ward, locked, block, false)?,
+        IntentKind::Allocate => free_if_allocated(ward, locked, block, lists_are_sound)?,
         // The block may be its living owner's to merge: not before the intent has ended.
         IntentKind::Free => {
             tables.superblock(superblock::MERGE_HOLD).store(1, Ordering::SeqCst);
             if published {
                 cell_word.store(0, Ordering::Release);
             }
-            free_if_allocated(ward, locked, block, false)?;
+            free_if_allocated(ward, locked, block, lists_are_sound)?;
         }
     }
     record.disarm();
@@ -275,11 +318,17 @@ fn undo_constructions(ward: Ward<'_>, locked: &Locked, dead: &Dead, lists_are_so
     let tables = ward.tables;
     for record in (0..tables.geometry.root_slots).filter_map(|slot| tables.root(slot)) {
         let lane = u16::try_from(record.lane().load(Ordering::Relaxed)).map(LaneId::new);
-        if record.state() == Some(RootState::Constructing) && lane.is_ok_and(|lane| dead.contains(lane)) {
+        if let Ok(lane) = lane
+            && record.state() == Some(RootState::Constructing)
+            && dead.contains(lane)
+        {
             let block = record.offset().load(Ordering::Relaxed);
-            if block != 0 {
-                free_if_allocated(ward, locked, block, lists_are_sound)?;
-                record.offset().store(0, Ordering::Release);
+            if block != 0
+                && let Some(of_lane) = tables.lane(lane)
+            {
+                // By way of an intent, as in `settle_move`.
+                of_lane.arm(Intent { kind: IntentKind::Free, cell: record.cell(), block });
+                settle_intent(ward, locked, lane, lists_are_sound)?;
             }
             record.set_state(RootState::Removed);
         }

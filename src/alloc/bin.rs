@@ -117,6 +117,11 @@ impl Bins {
         self.bins.get(usize::from(class.0)).unwrap_or(first)
     }
 
+    /// True if the current word has a block left.
+    pub(crate) fn has_copy(&self, class: ClassIndex) -> bool {
+        self.bin(class).copy.get() != 0
+    }
+
     /// Allocates a block from the current word; `None` if that has none left. `before_commit` is called with the
     /// block's offset before its bit changes.
     #[inline]

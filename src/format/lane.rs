@@ -47,8 +47,8 @@ pub(super) const LANE_RECORD_LEN: u64 = 256;
 /// | 0x80 | 64 | intent: 0 none, 1 allocate into the cell, 2 free from the cell |
 /// | 0x88 | 64 | the cell's place |
 /// | 0x90 | 64 | the block's offset |
-/// | 0x98 | 64 | move: the block that is to be replaced; 0 none |
-/// | 0xa0 | 64 | move: the block that replaces it |
+/// | 0x98 | 64 | move: the block that is to be replaced, and bit 0, [`MOVE_DECIDES`]; 0 if the move has happened |
+/// | 0xa0 | 64 | move: the block that replaces it; 0 if there is none |
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneRecord<'a> {
     pub(super) region: &'a Region,
@@ -72,13 +72,8 @@ pub(crate) struct Intent {
     pub(crate) block: u64,
 }
 
-/// A block that is being replaced by another, which holds a copy of its bytes. Until the old block is free, the new one is
-/// nobody's: if the lane dies before that, the new one is freed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Move {
-    pub(crate) old: u64,
-    pub(crate) new: u64,
-}
+/// Bit 0 of the move's first word: the old block is about to be freed in the lane's own slab, and its free bit decides.
+pub(crate) const MOVE_DECIDES: u64 = 1;
 
 impl<'a> LaneRecord<'a> {
     pub(crate) fn at(&self) -> u64 {
@@ -149,31 +144,32 @@ impl<'a> LaneRecord<'a> {
 
     /// For the shared lane, which is claimed only while it has something under way that recovery must know of.
     pub(crate) fn release_shared(&self) {
-        let has_any = self.constructing().load(Ordering::Relaxed) != 0 || self.moving().is_some();
+        let has_any = self.constructing().load(Ordering::Relaxed) != 0 || self.is_moving();
         self.claimed().store(u32::from(has_any), Ordering::Release);
     }
 
-    fn move_words(&self) -> [&'a AtomicU64; 2] {
-        [self.region.word(self.at + 0x98), self.region.word(self.at + 0xa0)]
+    /// The move's first word: the block that is to be replaced.
+    pub(crate) fn move_old(&self) -> &'a AtomicU64 {
+        self.region.word(self.move_old_cell())
     }
 
-    /// The move under way, if any.
-    pub(crate) fn moving(&self) -> Option<Move> {
-        let [old, new] = self.move_words();
-        let old = old.load(Ordering::Acquire);
-        (old != 0).then(|| Move { old, new: new.load(Ordering::Relaxed) })
+    /// The move's second word: the block that replaces it.
+    pub(crate) fn move_new(&self) -> &'a AtomicU64 {
+        self.region.word(self.move_new_cell())
     }
 
-    /// Begins a move. The old block is stored last: a death before it leaves no move, a death after it a whole one.
-    pub(crate) fn begin_move(&self, moving: Move) {
-        let [old, new] = self.move_words();
-        new.store(moving.new, Ordering::Relaxed);
-        old.store(moving.old, Ordering::Release);
+    /// Where the move's first word stands, as a cell.
+    pub(crate) fn move_old_cell(&self) -> u64 {
+        self.at + 0x98
     }
 
-    /// Ends the move.
-    pub(crate) fn end_move(&self) {
-        let [old, _] = self.move_words();
-        old.store(0, Ordering::Release);
+    /// Where the move's second word stands, as a cell.
+    pub(crate) fn move_new_cell(&self) -> u64 {
+        self.at + 0xa0
+    }
+
+    /// True while a move is under way, or was left.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.move_old().load(Ordering::Acquire) | self.move_new().load(Ordering::Acquire) != 0
     }
 }

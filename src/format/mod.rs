@@ -30,7 +30,7 @@ mod tables;
 
 pub(crate) use geometry::{CHUNK_PAGES, FANOUT, Geometry, LEVELS};
 pub(crate) use header::{CLASSES_MAX, HEADER_LEN, Header, LANES_MAX, PAGE_SIZE_MAX, PAGE_SIZE_MIN, ROOT_SLOTS_MAX};
-pub(crate) use lane::{Intent, IntentKind, LaneId, LaneRecord, Move, SHARED_LANE};
+pub(crate) use lane::{Intent, IntentKind, LaneId, LaneRecord, MOVE_DECIDES, SHARED_LANE};
 pub(crate) use page::{ClassIndex, PageCount, PageEntry, PageIndex, PageState};
 pub(crate) use root::{RootName, RootRecord, RootState};
 pub(crate) use tables::{Summary, Tables};

@@ -214,10 +214,11 @@ impl Heap {
                     let lock = attachment.lock_for(caller)?;
                     attachment.resettle_orphan(&lock, &slab)
                 });
-                // The block is free, whoever holds the lock. Who adopts the slab merges it, and so does the next burial.
+                // The block is free whatever happens here. Who adopts the slab merges it; and who runs out of memory, trims,
+                // or buries the dead looks for such slabs.
                 return match resettled {
-                    Err(Error::LockTimeout { .. }) => Ok(()),
-                    done => done,
+                    Err(error @ Error::Corrupt(_)) => Err(error),
+                    _ => Ok(()),
                 };
             }
             told = Slab { lane: entry.lane(), ..slab };

@@ -15,6 +15,7 @@ use crate::alloc::{Located, slab};
 use crate::error::{Corruption, Error, OffsetFault, Result};
 use crate::format::{Intent, IntentKind, LaneRecord, SHARED_LANE, superblock};
 use crate::journal::Locked;
+use crate::recovery;
 use crate::region::Offset;
 
 impl Heap {
@@ -123,39 +124,25 @@ impl Attachment {
     pub(super) fn free_published(&self, locked: &Locked, caller: Caller<'_>, cell: u64) -> Result<()> {
         let word = self.tables.region.word(cell);
         let block = word.load(Ordering::Acquire);
-        let record = self.lane_record(caller)?;
-        let begin = || {
-            record.arm(Intent { kind: IntentKind::Free, cell, block }); // COMMIT: from here on recovery completes
-            word.store(0, Ordering::Release);
-        };
-        self.free_under_hold(locked, caller, block, begin, || record.disarm())
-    }
-
-    /// Frees a block under the heap lock, between `begin` and `end`, such that recovery can repeat it until `end`: the block
-    /// of a living lane's slab is not merged meanwhile. If the block cannot be freed, neither is called.
-    pub(super) fn free_under_hold(
-        &self,
-        locked: &Locked,
-        caller: Caller<'_>,
-        block: u64,
-        begin: impl FnOnce(),
-        end: impl FnOnce(),
-    ) -> Result<()> {
         // Everything that can be wrong with the block is found before anything changes.
-        let is_anothers = match self.locate_allocated(block)? {
-            Located::Block { slab, .. } => slab.lane != SHARED_LANE && slab.lane != caller.lane(),
-            Located::Large { .. } => false,
+        let anothers = match self.locate_allocated(block)? {
+            Located::Block { slab, .. } if slab.lane != SHARED_LANE && slab.lane != caller.lane() => Some(slab),
+            _ => None,
         };
+        let record = self.lane_record(caller)?;
         let hold = self.tables.superblock(superblock::MERGE_HOLD);
-        if is_anothers {
+        if anothers.is_some() {
             // ORDERING O4: the hold is raised before the block's remote bit is set; see `Slab::merge`.
             hold.store(1, Ordering::SeqCst);
         }
-        begin();
+        record.arm(Intent { kind: IntentKind::Free, cell, block }); // COMMIT: from here on recovery completes
+        word.store(0, Ordering::Release);
         let freed = self.free_as_intended(locked, caller, block);
-        end();
-        if is_anothers {
+        record.disarm();
+        if let Some(slab) = anothers {
             hold.store(0, Ordering::Release);
+            // Its owner may have looked while it was not allowed to merge.
+            recovery::hint(&self.tables, &slab);
         }
         freed
     }

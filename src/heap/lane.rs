@@ -220,7 +220,8 @@ impl Attachment {
             record.since_ms().store(clock::unix_ms(), Ordering::Relaxed);
             record.constructing().store(0, Ordering::Relaxed);
             record.hints().store(0, Ordering::Relaxed);
-            record.end_move();
+            record.move_old().store(0, Ordering::Relaxed);
+            record.move_new().store(0, Ordering::Relaxed);
             record.claimed().store(1, Ordering::Release); // COMMIT
         }
         Ok(())
@@ -236,8 +237,7 @@ impl Attachment {
             let left = seat.bins.leave(&self.tables, &self.classes, |slab| orphan::disown(&self.tables, &lock, slab));
             // Large blocks are in no list; and should a list have been damaged, or a construction or a move not have been
             // undone, the tables tell what is left.
-            let has_more =
-                |record: LaneRecord<'_>| record.constructing().load(Ordering::Relaxed) != 0 || record.moving().is_some();
+            let has_more = |record: LaneRecord<'_>| record.constructing().load(Ordering::Relaxed) != 0 || record.is_moving();
             if left.is_err() || seat.has_large.get() || self.tables.lane(lane).is_some_and(has_more) {
                 let _ = recovery::retire_lanes(self.ward(), &lock, &[lane]);
             } else {

@@ -1,91 +1,163 @@
 //! Replacing a block by another, as one step: what `reallocate` does when a block cannot stay where it is.
 //!
-//! For a while there are two blocks with the same bytes. A *move* in the lane's record names both from before the new one is
-//! allocated until after the old one is freed: if the lane dies, the new block goes if the old one is still there, and
-//! stays if it is not (`recovery`). So there is one of them, whenever that happens.
+//! For a while there are two blocks with the same bytes. The lane's record has two words for that, the *move*: the block
+//! that is to be replaced, and the one that replaces it. As long as the first word stands, the new block is one too many, and
+//! goes if the lane dies; clearing it is what makes the new block the true one (`recovery`).
 //!
-//! The free that decides must not be mistaken for one that never was. A block of the lane's own slab cannot be allocated
-//! again before the lane goes on; everything else is freed under the heap lock, and the move ends before the lock is
-//! released; and a living owner does not merge the block meanwhile (MERGE_HOLD).
+//! Under the heap lock both words are cells: the new block is allocated into the second, and the old one freed from the
+//! first, so that an intent makes each of them one step. In the lane's own slabs no lock is needed: nobody else allocates
+//! there, so the block's own free bit can decide.
 
 use std::sync::atomic::Ordering;
 
 use super::attachment::Attachment;
-use super::lane::Caller;
+use super::lane::{Caller, LaneSeat};
 use super::paths::Kind;
-use crate::alloc::{Freed, Located, slab};
+use crate::alloc::slab::BlockBit;
+use crate::alloc::{Freed, Located, Slab, slab};
 use crate::error::Result;
-use crate::format::{LaneRecord, Move, SHARED_LANE};
-use crate::recovery;
+use crate::format::{ClassIndex, LaneRecord, MOVE_DECIDES, SHARED_LANE};
+use crate::journal::Locked;
 
 impl Attachment {
     /// Allocates a block, copies the first `len` bytes of `old` to it, and frees `old`. On an error `old` is intact.
     pub(super) fn move_block(&self, caller: Caller<'_>, old: u64, len: u64, kind: Kind) -> Result<u64> {
         let record = self.lane_record(caller)?;
-        if record.moving().is_some() {
+        let mut turn = caller;
+        if record.is_moving() {
             // A block that could not be taken back when the lock timed out; there is one place for a move.
-            recovery::settle_move(self.ward(), &*self.lock_for(caller)?, caller.lane(), true)?;
+            let lock = self.lock_for(turn)?;
+            self.take_back_locked(&lock, turn, record)?;
+            turn = turn.again();
         }
-        let begin = |new| {
-            if caller.lane() == SHARED_LANE {
-                record.claimed().store(1, Ordering::Release);
-            }
-            record.begin_move(Move { old, new });
+        let new = match (turn, kind) {
+            (Caller::Lane(seat), Kind::Small(class)) => self.begin_in_own_slab(seat, class, record, old)?,
+            _ => None,
         };
-        let new = self.allocate(caller, kind, begin).inspect_err(|_| self.end_move(caller, record))?;
+        let new = match new {
+            Some(new) => new,
+            None => self.begin_locked(turn, record, old, kind)?,
+        };
         self.tables.region.copy_within(old, new, len);
-        match self.free_moved(caller, record, old) {
+        match self.free_moved(turn.again(), record, old) {
             Ok(()) => Ok(new),
             Err(error) => {
-                self.take_back(caller, record, new);
+                self.take_back(turn.again(), record, new);
                 Err(error)
             }
         }
     }
 
+    /// Allocates the new block where that needs no lock.
+    fn begin_in_own_slab(
+        &self,
+        seat: &LaneSeat,
+        class: ClassIndex,
+        record: LaneRecord<'_>,
+        old: u64,
+    ) -> Result<Option<u64>> {
+        let has_room = |seat: &LaneSeat| -> Result<bool> {
+            Ok(seat.bins.has_copy(class) || seat.bins.refill(&self.tables, &self.classes, class)?)
+        };
+        if !has_room(seat)? {
+            return Ok(None);
+        }
+        record.move_old().store(old, Ordering::Release);
+        let new = seat.bins.take(&self.tables, class, |new| record.move_new().store(new, Ordering::Release));
+        if new.is_none() {
+            record.move_old().store(0, Ordering::Release);
+        }
+        Ok(new)
+    }
+
+    /// Allocates the new block under the heap lock.
+    fn begin_locked(&self, caller: Caller<'_>, record: LaneRecord<'_>, old: u64, kind: Kind) -> Result<u64> {
+        let lock = self.lock_for(caller)?;
+        if caller.lane() == SHARED_LANE {
+            record.claimed().store(1, Ordering::Release);
+        }
+        record.move_old().store(old, Ordering::Release);
+        let allocated = self.allocate_published(&lock, caller, kind, record.move_new_cell());
+        if allocated.is_err() {
+            self.end_move(caller, record);
+        }
+        allocated
+    }
+
+    /// Both blocks are what they are to be. For the shared lane, under the heap lock.
     fn end_move(&self, caller: Caller<'_>, record: LaneRecord<'_>) {
-        record.end_move();
+        record.move_old().store(0, Ordering::Release);
+        record.move_new().store(0, Ordering::Release);
         if caller.lane() == SHARED_LANE {
             record.release_shared();
         }
     }
 
-    /// Frees the old block, COMMIT of the move, and ends the move.
+    /// Frees the old block: COMMIT of the move.
     fn free_moved(&self, caller: Caller<'_>, record: LaneRecord<'_>, old: u64) -> Result<()> {
-        if self.free_of_own_slab(caller, record, old)? {
-            return Ok(());
+        if let Some(own) = self.own_block(caller, old)? {
+            record.move_old().store(old | MOVE_DECIDES, Ordering::Release);
+            let freed = self.free_own(caller, record, own);
+            if freed.is_err() {
+                record.move_old().store(old, Ordering::Release);
+            }
+            return freed;
         }
-        let lock = self.lock_for(caller.again())?;
-        self.free_under_hold(&lock, caller, old, || (), || self.end_move(caller, record))
+        let lock = self.lock_for(caller)?;
+        let freed = self.free_published(&lock, caller, record.move_old_cell());
+        match &freed {
+            Ok(()) => self.end_move(caller, record),
+            Err(_) => record.move_old().store(old, Ordering::Release),
+        }
+        freed
     }
 
-    /// Frees a block of the caller's own slab and ends the move; false if it is none of those.
-    fn free_of_own_slab(&self, caller: Caller<'_>, record: LaneRecord<'_>, block: u64) -> Result<bool> {
-        let Caller::Lane(seat) = caller else { return Ok(false) };
-        let Located::Block { slab, bit } = slab::locate(&self.tables, &self.classes, block)? else { return Ok(false) };
-        if slab.lane != seat.bins.lane() {
-            return Ok(false);
+    /// A block of a slab of the caller's lane, if it is one.
+    fn own_block<'a>(&'a self, caller: Caller<'a>, block: u64) -> Result<Option<(&'a LaneSeat, Slab<'a>, BlockBit)>> {
+        match (caller, slab::locate(&self.tables, &self.classes, block)?) {
+            (Caller::Lane(seat), Located::Block { slab, bit }) if slab.lane == seat.bins.lane() => {
+                Ok(Some((seat, slab, bit)))
+            }
+            _ => Ok(None),
         }
+    }
+
+    /// Frees such a block, and ends the move.
+    fn free_own(
+        &self,
+        caller: Caller<'_>,
+        record: LaneRecord<'_>,
+        (seat, slab, bit): (&LaneSeat, Slab<'_>, BlockBit),
+    ) -> Result<()> {
         let freed = seat.bins.free(&self.tables, &slab, bit)?;
         self.end_move(caller, record);
         if freed == Freed::Emptied {
             // The block is free whatever becomes of its slab.
             let _ = self.give_back_emptied(slab.head, slab.class);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Frees the new block again, as the old one could not be freed. Without the lock, a block with pages of its own stays
     /// until the lane's next move, or its end.
     #[cold]
     fn take_back(&self, caller: Caller<'_>, record: LaneRecord<'_>, new: u64) {
-        if matches!(self.free_of_own_slab(caller, record, new), Ok(true)) {
+        let own = self.own_block(caller, new);
+        if let Ok(Some(own)) = own
+            && self.free_own(caller, record, own).is_ok()
+        {
             return;
         }
-        match self.lock_for(caller.again()) {
-            Ok(lock) => _ = self.free_under_hold(&lock, caller, new, || (), || self.end_move(caller, record)),
-            // A block that replaces itself is one too many, whatever becomes of the old one meanwhile.
-            Err(_) => record.begin_move(Move { old: new, new }),
+        if let Ok(lock) = self.lock_for(caller) {
+            let _ = self.take_back_locked(&lock, caller, record);
         }
+    }
+
+    fn take_back_locked(&self, locked: &Locked, caller: Caller<'_>, record: LaneRecord<'_>) -> Result<()> {
+        if record.move_new().load(Ordering::Acquire) != 0 {
+            self.free_published(locked, caller, record.move_new_cell())?;
+        }
+        self.end_move(caller, record);
+        Ok(())
     }
 }

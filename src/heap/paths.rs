@@ -199,6 +199,7 @@ impl Attachment {
             self.give_back_empty(locked, seat)?;
         }
         recovery::dead_lanes(self.ward(), locked, &[])?;
+        recovery::gather_freed(self.ward(), locked)?;
         attempt()
     }
 

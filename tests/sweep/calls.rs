@@ -247,9 +247,10 @@ fn fail_one(
         let validated = copy.open_read_only().and_then(|heap| heap.validate());
         validated.map_err(|error| format!("it says {outcome}, and then, validate: {error}"))?;
     }
-    let (before_it, after_it) = (allowed.before.clone(), allowed.after.clone());
-    let only = if outcome == "ok" { after_it } else { before_it };
-    let allowed = Allowed { before: allowed.before.clone(), after: only.clone(), only_after: true };
+    let is_done = outcome == "ok";
+    // Having failed, it has changed nothing, to the letter; having succeeded, it may have found another place.
+    let only = if is_done { &allowed.after } else { &allowed.before };
+    let allowed = Allowed { before: only.clone(), after: only.clone(), only_after: is_done, fills: is_done };
     judge(image.as_ref(), copy, &allowed).map_err(|what| format!("it says {outcome}, and then: {what}"))?;
     if outcome == "ok" || operation.ends_thread {
         return Ok(());

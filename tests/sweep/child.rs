@@ -18,7 +18,7 @@ use nix::unistd::{ForkResult, Pid, alarm, fork};
 /// An operation that takes more instructions than this is caught in a loop.
 pub(crate) const STEPS_MAX: u64 = 20_000_000;
 /// Seconds after which a child that was let go, and never came back, is ended.
-const CHILD_SECONDS_MAX: u32 = 60;
+const CHILD_SECONDS_MAX: u32 = 1800;
 
 // A system call, and a trap behind it, for a child to be sent to.
 global_asm!(".globl shmheap_sweep_syscall", "shmheap_sweep_syscall:", "syscall", "int3");

@@ -33,7 +33,7 @@ pub(crate) fn rehearse(operation: &Operation, seed: u64, copy: &Copy) -> Result<
     if outcome != "ok" {
         return Err(format!("it fails when nobody disturbs it: {outcome}"));
     }
-    Ok(Allowed { before, after: live()?, only_after: false })
+    Ok(Allowed { before, after: live()?, only_after: false, fills: operation.fills })
 }
 
 /// Sweeps one operation on one state of the heap. Every `double_every`-th state that a death leaves has its recovery
@@ -142,7 +142,7 @@ impl<'a> Watch<'a> {
                     return false;
                 }
                 let now = window.image();
-                let differs = changed || now.extents != image.extents;
+                let differs = changed || (&now.extents, now.taken) != (&image.extents, image.taken);
                 *image = now;
                 differs
             }

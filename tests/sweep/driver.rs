@@ -89,8 +89,8 @@ pub(crate) fn run(units: &[Unit], ledger: Option<&Path>, jobs: usize) -> (Totals
             eprintln!("{} of {} units were done before", units.len() - left.len(), units.len());
         }
     }
-    let (timed, others): (Vec<Unit>, Vec<Unit>) = left.into_iter().partition(Unit::is_timed);
-    for (queue, jobs) in [(others, jobs), (timed, 1)] {
+    let (alone, others): (Vec<Unit>, Vec<Unit>) = left.into_iter().partition(Unit::runs_alone);
+    for (queue, jobs) in [(others, jobs), (alone, 1)] {
         let queue = Mutex::new(queue.into_iter().rev().collect::<Vec<_>>());
         thread::scope(|scope| {
             for part in 0..jobs {

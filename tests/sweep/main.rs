@@ -99,7 +99,7 @@ fn as_program(command: Command) -> ExitCode {
         Command::Short { jobs } => driver::run(&Unit::short(), None, jobs.max(1)),
         Command::Full { jobs, ledger } => driver::run(&Unit::full(), Some(&ledger), jobs.max(1)),
         Command::Unit { unit, part } => {
-            if !unit.is_timed() {
+            if !matches!(unit, Unit::Kills { .. }) {
                 child::pin_to_one_processor(part);
             }
             return match unit.run() {

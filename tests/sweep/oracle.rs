@@ -28,6 +28,8 @@ pub(crate) struct Allowed {
     /// The operation has ended: the state before it is allowed no more, but blocks that it moved or allocated may stand
     /// elsewhere.
     pub(crate) only_after: bool,
+    /// Contents of new blocks may be others than in the end.
+    pub(crate) fills: bool,
 }
 
 impl Live {
@@ -48,12 +50,11 @@ impl Live {
         Self::of(&copy.open().map_err(|error| format!("attach: {error}"))?)
     }
 
-    /// The same blocks and roots, and the same contents in each block that was there before the operation. A block that is
-    /// new has whatever contents it has.
-    fn matches(&self, expected: &Self, before: Option<&Self>) -> bool {
-        let is_old = |offset: &Offset| before.is_some_and(|before| before.blocks.contains_key(offset));
+    /// The same blocks and roots, and the same contents; of blocks that are new, unless the operation still fills them.
+    fn matches(&self, expected: &Self, allowed: &Allowed) -> bool {
+        let is_old = |offset: &Offset| allowed.before.as_ref().is_some_and(|before| before.blocks.contains_key(offset));
         let same = |((offset, found), (_, expected)): ((&Offset, &Content), (&Offset, &Content))| {
-            found.size == expected.size && (found.digest == expected.digest || !is_old(offset))
+            found.size == expected.size && (found.digest == expected.digest || allowed.fills && !is_old(offset))
         };
         self.blocks.keys().eq(expected.blocks.keys())
             && self.blocks.iter().zip(&expected.blocks).all(same)
@@ -100,9 +101,9 @@ pub(crate) fn judge(image: Option<&Image>, copy: &Copy, allowed: &Allowed) -> Re
     heap.validate().map_err(|error| format!("validate: {error}"))?;
     let now = Live::of(&heap)?;
     let fits = |expected: &Option<Live>| {
-        expected.as_ref().is_some_and(|expected| {
-            now.matches(expected, allowed.before.as_ref()) || allowed.only_after && now.shape() == expected.shape()
-        })
+        expected
+            .as_ref()
+            .is_some_and(|expected| now.matches(expected, allowed) || allowed.only_after && now.shape() == expected.shape())
     };
     if !(may_be_before && fits(&allowed.before) || fits(&allowed.after)) {
         return Err(format!("neither before nor after:\nallowed {allowed:x?}\nfound   {now:x?}"));

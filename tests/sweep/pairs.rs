@@ -15,16 +15,22 @@ pub(crate) struct Pair {
     pub(crate) a: fn(&mut Stage) -> Result<()>,
     pub(crate) b: fn(&mut Stage) -> Result<()>,
     pub(crate) lanes: u32,
+    /// B does what only one may do who finds A dead: the half in which A goes on is left out.
+    pub(crate) only_if_a_dies: bool,
 }
 
 type Prepare = fn(&mut Stage);
 type Act = fn(&mut Stage) -> Result<()>;
 
 const fn pair(name: &'static str, prepare_a: Prepare, prepare_b: Prepare, a: Act, b: Act) -> Pair {
-    Pair { name, prepare_a, prepare_b, a, b, lanes: 4 }
+    Pair { name, prepare_a, prepare_b, a, b, lanes: 4, only_if_a_dies: false }
 }
 
 impl Pair {
+    const fn only_if_a_dies(self) -> Self {
+        Self { only_if_a_dies: true, ..self }
+    }
+
     const fn lanes(self, lanes: u32) -> Self {
         Self { lanes, ..self }
     }
@@ -204,6 +210,26 @@ pub(crate) const PAIRS: &[Pair] = &[
         reallocate::<20_000>,
         allocate::<9_000>,
     ),
+    pair("allocate large, reallocate moves another's", full_slab, claim, allocate::<9_000>, reallocate::<300>),
+    pair(
+        "allocate large, reallocate moves large",
+        |s| s.fill(&[9_000, 9_000]),
+        claim,
+        allocate::<9_000>,
+        reallocate::<20_000>,
+    ),
+    // Until the move has happened, others know the old block and may free it: that it is free says nothing of the move.
+    pair("reallocate moves, the old block is freed", two_blocks, claim, reallocate::<300>, free_if_first::<0>)
+        .only_if_a_dies(),
+    pair(
+        "reallocate moves large, the old block is freed",
+        |s| s.fill(&[9_000, 9_000]),
+        claim,
+        reallocate::<20_000>,
+        free_if_first::<0>,
+    )
+    .only_if_a_dies(),
+    pair("one lane: reallocate moves, without a lane", nothing, two_blocks, reallocate::<300>, allocate::<300>).lanes(1),
     pair("reallocate grows, allocate large", |s| s.fill(&[9_000]), claim, reallocate::<20_000>, allocate::<9_000>),
     pair(
         "recovery of a dead move, the old block's owner allocates",

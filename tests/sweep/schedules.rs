@@ -236,11 +236,14 @@ pub(crate) fn sweep(pair: &Pair, seed: u64, stride: u64, from: u64) -> Result<u6
         // it. It touches nothing of the heap's, so that stopping there is stopping before it.
         if instruction % stride == from && !clock.contains(&scene.a.registers().rip) {
             let told = |what: String| told(format!("A stopped at instruction {instruction}: {what}"));
-            scene.a_goes_on(&endings).map_err(told)?;
-            scene.put_back();
+            if !pair.only_if_a_dies {
+                scene.a_goes_on(&endings).map_err(told)?;
+                scene.put_back();
+                schedules += 1;
+            }
             scene.a_is_dead(&endings).map_err(told)?;
             scene.put_back();
-            schedules += 2;
+            schedules += 1;
         }
         match scene.a.step() {
             Stop::Instruction { called } => {

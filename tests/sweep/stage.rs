@@ -19,6 +19,8 @@ const LOCK_AT: u64 = 0x100;
 const MERGE_HOLD_AT: u64 = 0x180;
 const LANES_AT: u64 = 4096;
 const LANE_RECORD_LEN: u64 = 256;
+const INTENT_AT: u64 = 0x80;
+const INTENT_TO_FREE: u64 = 2;
 const MOVE_AT: u64 = 0x98;
 
 /// What an operation works on.
@@ -103,16 +105,20 @@ impl Stage {
         let record = LANES_AT + LANE_RECORD_LEN * u64::from(dead);
         self.write_word(record + MOVE_AT + 8, new.get());
         self.write_word(record + MOVE_AT, old.get());
+        self.write_word(record + INTENT_AT + 8, record + MOVE_AT);
+        self.write_word(record + INTENT_AT + 16, old.get());
+        self.write_word(record + INTENT_AT, INTENT_TO_FREE);
         self.write_word(MERGE_HOLD_AT, 1);
         self.write_half(LOCK_AT, dead + 1);
     }
 
-    /// This thread's lane has a block that it allocated for a `reallocate` and could not free again, for want of the lock.
+    /// This thread's lane has a block that it allocated to replace the first one, and could not free again, for want of
+    /// the lock.
     pub(crate) fn leave_a_move(&self, block: usize) {
         let own = self.heap().lanes().expect("lanes").into_iter().rfind(|lane| lane.own).expect("this thread has a lane");
         let record = LANES_AT + LANE_RECORD_LEN * u64::from(own.lane);
         self.write_word(record + MOVE_AT + 8, self.blocks[block].get());
-        self.write_word(record + MOVE_AT, self.blocks[block].get());
+        self.write_word(record + MOVE_AT, self.first().get());
     }
 
     fn dead_lane(&self) -> u32 {

@@ -9,7 +9,7 @@ use crate::soak::Plan;
 use crate::{calls, crash, schedules, soak};
 
 /// States per operation whose recovery is swept, at most: copying a long block leaves hundreds that differ by a word of it.
-const DOUBLE_STATES_MAX: u64 = 48;
+const DOUBLE_STATES_MAX: u64 = 24;
 /// Workers of a soak.
 const WORKERS: usize = 6;
 
@@ -83,9 +83,9 @@ impl Unit {
         units
     }
 
-    /// True if the unit measures times, and wants the processors for itself.
-    pub(crate) fn is_timed(&self) -> bool {
-        matches!(self, Self::Kills { .. })
+    /// True if the unit runs alone: it measures times, or looks at what others leave in /dev/shm.
+    pub(crate) fn runs_alone(&self) -> bool {
+        matches!(self, Self::Kills { .. } | Self::Calls { .. })
     }
 
     /// Does the work.

@@ -113,6 +113,13 @@ impl Entry<'_> {
         }
     }
 
+    /// Checks what a block must keep when it is moved.
+    pub(super) fn check_start(&self, heap: &Heap, block: Offset) {
+        let mut found = [0; 8];
+        heap.copy_out(block, &mut found).expect("a live block can be read");
+        assert_eq!(u64::from_ne_bytes(found), self.seed.load(Ordering::SeqCst), "the block at {block} was moved badly");
+    }
+
     pub(super) fn check(&self, heap: &Heap, block: Offset) {
         let (size, seed) = (self.size.load(Ordering::SeqCst), self.seed.load(Ordering::SeqCst));
         for at in [0, size as usize - 8] {

@@ -161,6 +161,7 @@ impl<'a> Worker<'a> {
                 entry.check(&self.heap, block);
                 entry.set_state(MOVING);
                 let block = self.heap.reallocate(block, size as usize).expect("room");
+                entry.check_start(&self.heap, block);
                 entry.size.store(size, Ordering::SeqCst);
                 entry.mark(&self.heap, block);
                 entry.offset.store(block.get(), Ordering::SeqCst);
