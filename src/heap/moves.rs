@@ -1,8 +1,8 @@
 //! Replacing a block by another, as one step: what `reallocate` does when a block cannot stay where it is.
 //!
 //! For a while there are two blocks with the same bytes. The lane's record has two words for that, the *move*: the block
-//! that is to be replaced, and the one that replaces it. As long as the first word stands, the new block is one too many, and
-//! goes if the lane dies; clearing it is what makes the new block the true one (`recovery`).
+//! that is to be replaced, and the one that replaces it. As long as the first word stands, the new block is one too many,
+//! and goes if the lane dies; clearing it is what makes the new block the true one (`recovery`).
 //!
 //! Under the heap lock both words are cells: the new block is allocated into the second, and the old one freed from the
 //! first, so that an intent makes each of them one step. In the lane's own slabs no lock is needed: nobody else allocates
