@@ -75,9 +75,9 @@ pub(crate) fn clear(tables: &Tables, _locked: &Locked) {
     armed.store(0, Ordering::Release);
 }
 
-/// Finishes a record that a dead holder left armed; true if there was one. The caller rebuilds what is derived, and then
-/// calls [`clear`].
-pub(crate) fn replay(tables: &Tables, _locked: &Locked) -> Result<bool> {
+/// Finishes a record that a dead holder left armed, if there is one. The caller rebuilds what is derived, and then calls
+/// [`clear`].
+pub(crate) fn replay(tables: &Tables, _locked: &Locked) -> Result<()> {
     let [armed, first_range, first_entry, second_range, second_entry] = words(tables);
     let count = armed.load(Ordering::Acquire);
     let slots = [(first_range, first_entry), (second_range, second_entry)];
@@ -91,7 +91,7 @@ pub(crate) fn replay(tables: &Tables, _locked: &Locked) -> Result<bool> {
         let count = PageCount::new((packed >> 32) as u32).ok_or_else(corrupt)?;
         apply(tables, &Range { first, count, entry: PageEntry(entry_word.load(Ordering::Relaxed)) })?;
     }
-    Ok(count != 0)
+    Ok(())
 }
 
 /// True while a record is armed.

@@ -34,6 +34,8 @@ use crate::error::Result;
 
 /// The token of lane 0; that of lane n lies n bytes further.
 const TOKEN_BASE: i64 = 1 << 40;
+/// How often a token is given back that the kernel does not take.
+const UNLOCK_TRIES: u32 = 16;
 /// Held by who creates an object under a temporary name.
 const CREATION_BYTE: i64 = TOKEN_BASE - 1;
 
@@ -170,7 +172,10 @@ impl Liveness for FileTokens {
     }
 
     fn give_back(&self, lane: u32) {
-        let _ = fcntl(self.object.file(), FcntlArg::F_OFD_SETLK(&record(libc::F_UNLCK, byte_of(lane))));
+        // The kernel may want memory for that. A token that is kept in spite of all makes its lane useless until this process
+        // ends, and does no other harm.
+        let unlocked = || fcntl(self.object.file(), FcntlArg::F_OFD_SETLK(&record(libc::F_UNLCK, byte_of(lane)))).is_ok();
+        let _ = (0..UNLOCK_TRIES).any(|_| unlocked());
         self.own.remove(lane);
     }
 

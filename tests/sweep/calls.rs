@@ -252,6 +252,9 @@ fn fail_one(
     let only = if is_done { &allowed.after } else { &allowed.before };
     let allowed = Allowed { before: only.clone(), after: only.clone(), only_after: is_done, fills: is_done };
     judge(image.as_ref(), copy, &allowed).map_err(|what| format!("it says {outcome}, and then: {what}"))?;
+    if let Some(lane) = image.as_ref().and_then(|image| stray_token(calls.child.process(), &segment, image)) {
+        return Err(format!("it says {outcome}, and keeps the token of lane {lane}, which it has not claimed"));
+    }
     if outcome == "ok" || operation.ends_thread {
         return Ok(());
     }
@@ -261,9 +264,6 @@ fn fail_one(
     let after = holdings(calls.child.process(), &segment);
     if after != before {
         return Err(format!("it says {outcome}, and holds {after:?} instead of {before:?}"));
-    }
-    if let Some(lane) = image.as_ref().and_then(|image| stray_token(calls.child.process(), &segment, image)) {
-        return Err(format!("it says {outcome}, and keeps the token of lane {lane}, which it has not claimed"));
     }
     calls.to_end()?;
     let probed = board.said();
