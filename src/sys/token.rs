@@ -172,8 +172,8 @@ impl Liveness for FileTokens {
     }
 
     fn give_back(&self, lane: u32) {
-        // The kernel may want memory for that. A token that is kept in spite of all makes its lane useless until this process
-        // ends, and does no other harm.
+        // The kernel may want memory for that. A token that is kept in spite of all makes its lane useless until this
+        // process ends, and does no other harm.
         let unlock = record(libc::F_UNLCK, byte_of(lane));
         let unlocked = || fcntl(self.object.file(), FcntlArg::F_OFD_SETLK(&unlock)).is_ok();
         let _ = (0..UNLOCK_TRIES).any(|_| unlocked());
