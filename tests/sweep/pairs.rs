@@ -219,14 +219,13 @@ pub(crate) const PAIRS: &[Pair] = &[
         reallocate::<20_000>,
     ),
     // Until the move has happened, others know the old block and may free it: that it is free says nothing of the move.
-    pair("reallocate moves, the old block is freed", two_blocks, claim, reallocate::<300>, free_if_first::<0>)
-        .only_if_a_dies(),
+    pair("reallocate moves, the old block is freed", two_blocks, claim, reallocate::<300>, free::<0>).only_if_a_dies(),
     pair(
         "reallocate moves large, the old block is freed",
         |s| s.fill(&[9_000, 9_000]),
         claim,
         reallocate::<20_000>,
-        free_if_first::<0>,
+        free::<0>,
     )
     .only_if_a_dies(),
     pair("one lane: reallocate moves, without a lane", nothing, two_blocks, reallocate::<300>, allocate::<300>).lanes(1),
