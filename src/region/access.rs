@@ -238,8 +238,10 @@ fn store_part(word: &AtomicU64, first: usize, bytes: &[u8]) {
     let mut value = [0u8; 8];
     let places = mask.iter_mut().zip(&mut value).skip(first);
     places.zip(bytes).for_each(|((mask, value), byte)| (*mask, *value) = (0xff, *byte));
-    word.fetch_and(!u64::from_ne_bytes(mask), Ordering::Relaxed);
-    word.fetch_or(u64::from_ne_bytes(value), Ordering::Relaxed);
+    let (mask, value) = (u64::from_ne_bytes(mask), u64::from_ne_bytes(value));
+    // In one step: two who clear first and set then would leave what neither wrote. It is tried again only when another's
+    // store came in between, so that somebody always goes on.
+    let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now & !mask | value));
 }
 
 /// Loads bytes from a word, from its byte `first` on.
