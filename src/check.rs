@@ -17,6 +17,7 @@
 //! | C13 | a root under construction belongs to a claimed lane |
 //! | C14 | the lock word names a lane that exists, or none |
 //! | C15 | a move belongs to a claimed lane |
+//! | C16 | a kept span belongs to a claimed lane, and holds no block (K1) |
 //!
 //! C1 to C3, C7, C12 and C14 hold at every moment. The others hold whenever the heap lock is free, so whoever checks them
 //! holds it; one who may not write checks them, and looks again if something changed meanwhile (`heap::inspect`).
@@ -117,12 +118,20 @@ fn check_span(
             }
             (slab.info.pages, PageState::Slab)
         }
-        Some(PageState::Large) => (entry.number(), PageState::LargeTail),
+        Some(PageState::KeptSlab) => {
+            let slab = slab::slab_of(tables, classes, page, entry)?;
+            check_kept_slab(tables, &slab)?;
+            (slab.info.pages, PageState::Slab)
+        }
+        Some(PageState::Large | PageState::KeptLarge) => (entry.number(), PageState::LargeTail),
         Some(PageState::LargeTail) => return broken("C3: a large block has no first page", at),
         None => return broken("C3: a page entry has a state that nobody writes", at),
     };
-    if entry.state() == Some(PageState::Slab) && entry.number() != 0 {
+    if tail == PageState::Slab && entry.number() != 0 {
         return broken("C3: a slab has no first page", at);
+    }
+    if entry.is_kept() && !is_claimed(tables, entry.lane()) {
+        return broken("C16: a span is kept by a lane that nobody claims", at);
     }
     if pages == 0 || u64::from(page.get()) + u64::from(pages) > u64::from(tables.pages_high()) {
         return broken("C3: a span reaches beyond the pages in use", at);
@@ -168,12 +177,23 @@ fn check_slab(tables: &Tables, slab: &Slab<'_>) -> Result<()> {
     Ok(())
 }
 
+/// How often a kept slab that holds a block is looked at again: its lane may take it meanwhile, and keep it anew.
+const LOOKS: u32 = 3;
+
+fn check_kept_slab(tables: &Tables, slab: &Slab<'_>) -> Result<()> {
+    let entry = tables.entry(slab.head);
+    let holds_block = || !slab.is_wholly_free(tables) && tables.entry(slab.head) == entry;
+    if entry.is_kept() && (0..LOOKS).all(|_| holds_block()) {
+        return broken("C16: a kept slab holds a block", tables.entry_at(slab.head));
+    }
+    Ok(())
+}
+
 fn check_orphan_lists(tables: &Tables, classes: &Classes, mut expected: BTreeSet<PageIndex>) -> Result<()> {
     for class in classes.indices() {
-        let ends = list::SharedEnds(tables.orphan_head(class));
-        let mut next = list::first(tables, &ends)?;
+        let mut next = list::first(tables, tables.orphan_head(class))?;
         while let Some(head) = next {
-            let fits = tables.entry(head).class() == class && list::kind(tables, head) == list::Kind::Orphans;
+            let fits = tables.entry(head).class() == class && list::is_listed(tables, head);
             // Each is taken out of the set once, so the walk ends.
             if !fits || !expected.remove(&head) {
                 return broken("C9: a list of orphans holds a slab that does not belong there", tables.link_at(head));
@@ -207,7 +227,7 @@ fn check_roots(tables: &Tables) -> Result<()> {
             None => return broken("C12: a root has a state that nobody writes", record.at()),
         }
         let Some(text) = name.text() else { return broken("C12: a root has no legal name", record.at()) };
-        let end = tables.geometry.data_start + tables.geometry.data_len();
+        let end = tables.geometry.data_start + tables.geometry.data_len;
         let in_data = (tables.geometry.data_start..end).contains(&offset);
         let has_none_yet = offset == 0 && state == Some(RootState::Constructing);
         if !in_data && !has_none_yet {

@@ -20,7 +20,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::alloc::{Classes, Located, Slab, orphan, slab, span};
+use crate::alloc::{Classes, Located, Slab, kept, orphan, slab, span};
 use crate::error::{Corruption, Result};
 use crate::format::{
     Intent, IntentKind, LaneId, MOVE_DECIDES, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock,
@@ -181,6 +181,14 @@ fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: 
             }
             Ok(entry.number().max(1))
         }
+        Some(PageState::KeptSlab | PageState::KeptLarge) => {
+            let pages = kept::pages_of(ward.classes, entry).ok_or_else(|| broken(tables, page))?;
+            // One that is kept by nobody was being taken away from its lane.
+            if entry.lane().is_shared() || dead.contains(entry.lane()) {
+                kept::free_kept(tables, locked, ward.classes, page, entry)?;
+            }
+            Ok(pages.get())
+        }
         Some(PageState::LargeTail) | None => Err(broken(tables, page)),
     }
 }
@@ -191,8 +199,8 @@ fn resettle_if_freed_in(tables: &Tables, locked: &Locked, slab: &Slab<'_>) -> Re
     if slab.has_remote(tables) { orphan::resettle(tables, locked, slab) } else { Ok(()) }
 }
 
-/// Looks through all orphans for blocks that were freed and that nobody has seen to. For those who are short of memory, or
-/// are to give some back: it takes time proportional to the pages in use so far.
+/// Looks through all orphans for blocks that were freed and that nobody has seen to, and takes what other lanes keep. For
+/// those who are short of memory, or are to give some back: it takes time proportional to the pages in use so far.
 pub(crate) fn gather_freed(ward: Ward<'_>, locked: &Locked) -> Result<()> {
     let tables = ward.tables;
     let mut number = 0;
@@ -208,6 +216,10 @@ pub(crate) fn gather_freed(ward: Ward<'_>, locked: &Locked) -> Result<()> {
                 slab.info.pages
             }
             Some(PageState::Large) => entry.number().max(1),
+            Some(PageState::KeptSlab | PageState::KeptLarge) => {
+                kept::free_kept(tables, locked, ward.classes, page, entry)?;
+                kept::pages_of(ward.classes, entry).map_or(1, |pages| pages.get())
+            }
             _ => 1,
         };
         number = number.saturating_add(pages);

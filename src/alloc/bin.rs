@@ -3,10 +3,10 @@
 //! A bin works on one word of one slab at a time, and holds a private copy of that word's free bits. Allocating takes the
 //! lowest bit of the copy and clears it in the region: the choice does not wait for the shared word.
 //!
-//! B1. A bit that is set in the copy is set in the region's free word too, or its block was freed twice (the copy is
-//!     never added to). Blocks that are freed into the word meanwhile are seen when it is taken again.
-//! B2. Every slab of the lane is the bin's current one, its kept one, or stands in its list of room or of full slabs. A
-//!     slab with a free bit set does not stand in the list of full ones.
+//! B1. A bit that is set in the copy is set in the region's free word too, or its block was freed twice. Blocks that are
+//!     freed into the word meanwhile are seen when it is taken again, but for the one that was allocated last.
+//! B2. Every slab of the lane has notes ([`Notes`]) and is the bin's current one, or stands in its list of room or of full
+//!     slabs; those that are kept ([`Kept`]) have none. A slab with a free bit set is not listed as full.
 //! B3. Slabs that have room again wait first in, first out, so that they gather more room before they are used.
 //!
 //! All of it can be lost: a lane whose thread dies leaves slabs whose bits say everything.
@@ -14,11 +14,14 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
-use super::list::{self, Kind, PrivateEnds};
-use super::slab::{BlockBit, Slab, slab_of};
+use super::kept::Kept;
+use super::notes::{Ends, Kind, Notes};
+use super::size_class::CLASS_SLOTS;
+use super::slab::{BlockBit, Slab};
 use super::{Class, Classes};
 use crate::error::{Corruption, Error};
-use crate::format::{CLASSES_MAX, ClassIndex, LaneId, PageIndex, PageState, Tables, superblock};
+use crate::format::{ClassIndex, LaneId, Tables, superblock};
+use crate::journal::Locked;
 
 /// Small, unlike the library's own `Result`: most of these calls are on paths that allocate or free blocks.
 type Result<T, E = Corruption> = std::result::Result<T, E>;
@@ -32,29 +35,29 @@ const SCAN_MAX: u32 = 8;
 pub(crate) enum Freed {
     /// It stays with the lane.
     Kept,
-    /// It is wholly free and in no list: the caller gives its span back (or puts it back with [`Bins::own`]).
+    /// It is wholly free and the lane's no more: the caller gives its span back (or puts it back with [`Bins::own`]).
     Emptied,
 }
 
 /// What [`Bins::free_hot`] did.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Hot {
-    /// Nothing: the block is no allocated one of this lane's slabs.
+    /// Nothing: the block is no allocated one of this lane's slabs, or its slab is listed as full.
     NotHere,
     /// Freed it.
     Freed,
-    /// Freed it, and its slab is [`Freed::Emptied`].
-    Emptied(PageIndex, ClassIndex),
-    /// Freed it, and found that a list of this lane is damaged.
-    Damaged(u64),
+    /// Freed it, and with it the whole of its word: [`Bins::settle`] is to be called for its page.
+    Unsettled(u64),
 }
 
+/// What a lane keeps for one class; what allocating needs comes first, and all of it fits into a cache line.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 struct Bin {
     /// Free blocks of the current word that are not taken yet.
     copy: Cell<u64>,
-    /// Place of the current free word.
-    word_at: Cell<u64>,
+    /// Number of the current pair of words among all of the region's.
+    pair: Cell<u64>,
     /// Where the first block of the current word starts.
     base: Cell<u64>,
     /// Bytes per block.
@@ -63,58 +66,59 @@ struct Bin {
     current: Cell<u32>,
     /// The word of it that is being worked on.
     word: Cell<u32>,
-    /// Link of the one empty slab that is kept; 0 = none.
-    kept: Cell<u32>,
-    room: PrivateEnds,
-    full: PrivateEnds,
+    room: Ends,
+    full: Ends,
     full_count: Cell<u32>,
     /// How many full slabs are still to be looked through since the last hint.
     to_scan: Cell<u32>,
 }
 
+const _: () = assert!(size_of::<Bin>() == 64, "a bin is a cache line");
+
+/// The block that a lane has allocated last: it is often the next that is freed. All zero for none.
+#[derive(Debug, Default)]
+struct Last {
+    block: Cell<u64>,
+    bit: Cell<u64>,
+    class: Cell<ClassIndex>,
+}
+
 /// A lane's bins.
 #[derive(Debug)]
 pub(crate) struct Bins {
-    lane: Cell<LaneId>,
-    bins: [Bin; CLASSES_MAX as usize],
+    last: Last,
+    notes: Notes,
+    lane: LaneId,
     /// Value of the PRESSURE word when the lane last gave back what it keeps.
     pressure: Cell<u64>,
-}
-
-impl Default for Bins {
-    fn default() -> Self {
-        Self { lane: Cell::default(), bins: std::array::from_fn(|_| Bin::default()), pressure: Cell::default() }
-    }
+    bins: [Bin; CLASS_SLOTS],
+    pub(crate) kept: Kept,
 }
 
 impl Bins {
     /// Empty bins for `lane`.
-    pub(crate) fn reset(&self, lane: LaneId, pressure: u64) {
-        self.lane.set(lane);
-        self.pressure.set(pressure);
-        for bin in &self.bins {
-            bin.copy.set(0);
-            bin.current.set(0);
-            bin.kept.set(0);
-            bin.full_count.set(0);
-            bin.to_scan.set(0);
-            for ends in [&bin.room, &bin.full] {
-                list::Ends::set_first(ends, 0);
-                list::Ends::set_last(ends, 0);
-            }
-        }
+    pub(crate) fn new(tables: &Tables, lane: LaneId) -> Result<Self, Error> {
+        Ok(Self {
+            last: Last::default(),
+            notes: Notes::new(tables)?,
+            lane,
+            pressure: Cell::new(tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed)),
+            bins: std::array::from_fn(|_| Bin::default()),
+            kept: Kept::default(),
+        })
     }
 
     /// Whose bins they are.
     #[inline]
     pub(crate) fn lane(&self) -> LaneId {
-        self.lane.get()
+        self.lane
     }
 
     #[inline]
     fn bin(&self, class: ClassIndex) -> &Bin {
         let [first, ..] = &self.bins;
-        self.bins.get(usize::from(class.0)).unwrap_or(first)
+        // The index is always in range; the compiler sees that, and leaves only the address.
+        self.bins.get(usize::from(class.0) % CLASS_SLOTS).unwrap_or(first)
     }
 
     /// True if the current word has a block left.
@@ -131,83 +135,113 @@ impl Bins {
         if copy == 0 {
             return None;
         }
+        let [free, _] = tables.region.item::<2>(bin.pair.get())?;
         let index = copy.trailing_zeros();
+        let bit = 1u64 << index;
         let block = bin.base.get() + u64::from(index) * bin.size.get();
-        bin.copy.set(copy & (copy - 1));
+        bin.copy.set(copy ^ bit);
+        self.last.block.set(block);
+        self.last.bit.set(bit);
+        self.last.class.set(class);
         before_commit(block);
-        let free = tables.region.word(bin.word_at.get());
-        free.store(free.load(Ordering::Relaxed) & !(1u64 << index), Ordering::Release); // COMMIT
+        free.store(free.load(Ordering::Relaxed) & !bit, Ordering::Release); // COMMIT
         Some(block)
     }
 
     /// Finds the bin another word with free blocks, among what the lane has already; false if there is none.
     pub(crate) fn refill(&self, tables: &Tables, classes: &Classes, class: ClassIndex) -> Result<bool> {
         let bin = self.bin(class);
+        let Some(info) = classes.get(class) else { return Ok(false) };
         // Each round ends with a word, or with a slab less that might have room.
         for _ in 0..=tables.geometry.pages {
-            if let Some(slab) = self.slab(tables, classes, class, bin.current.get())? {
+            if let Some(slab) = self.slab(tables, class, info, bin.current.get())? {
                 if self.enter(tables, &slab, bin.word.get() + 1) {
                     return Ok(true);
                 }
-                self.retire(tables, &slab)?;
+                self.retire(tables, &slab);
             }
-            let next = match list::pop_front(tables, &bin.room, Kind::Room)? {
-                Some(head) => Some(head),
-                None => match self.scan(tables, classes, class)? {
-                    Some(head) => Some(head),
-                    None => tables.linked_page(bin.kept.replace(0), tables.geometry.data_start)?,
+            let next = match self.slab(tables, class, info, self.notes.first(&bin.room))? {
+                Some(slab) => {
+                    self.unlist(&slab);
+                    Some(slab)
+                }
+                None => match self.scan(tables, class, info)? {
+                    Some(slab) => Some(slab),
+                    None => self.take_kept(tables, class, info)?,
                 },
             };
-            let Some(head) = next else { return Ok(false) };
-            if self.begin(tables, classes, class, head)? {
+            let Some(slab) = next else { return Ok(false) };
+            if self.begin(tables, &slab) {
                 return Ok(true);
             }
         }
         Err(Corruption::new("a lane's list of slabs with room has no end", tables.geometry.data_start))
     }
 
-    /// Makes a slab that stands in no list the current one; true if it has a free block.
-    fn begin(&self, tables: &Tables, classes: &Classes, class: ClassIndex, head: PageIndex) -> Result<bool> {
-        let Some(slab) = self.slab(tables, classes, class, head.link())? else { return Ok(false) };
-        if self.enter(tables, &slab, 0) {
-            return Ok(true);
+    fn take_kept<'a>(&self, tables: &Tables, class: ClassIndex, info: &'a Class) -> Result<Option<Slab<'a>>> {
+        let lane = self.lane();
+        let head = self.kept.take_slab(tables, class, info.pages, lane)?;
+        let slab = head.map(|head| Slab { head, class, info, lane });
+        if let Some(slab) = &slab {
+            self.notes.add(tables, slab);
         }
-        self.own(tables, &slab)?;
-        Ok(false)
+        Ok(slab)
     }
 
-    /// Puts a slab of this lane, which stands in no list, into the list where it belongs.
-    pub(crate) fn own(&self, tables: &Tables, slab: &Slab<'_>) -> Result<()> {
+    /// Makes a slab that stands in no list the current one; true if it has a free block.
+    fn begin(&self, tables: &Tables, slab: &Slab<'_>) -> bool {
+        let has_room = self.enter(tables, slab, 0);
+        if !has_room {
+            self.enlist(tables, slab);
+        }
+        has_room
+    }
+
+    /// Takes a slab that has just become this lane's, or was [`Freed::Emptied`], into the list where it belongs.
+    pub(crate) fn own(&self, tables: &Tables, slab: &Slab<'_>) {
+        self.notes.add(tables, slab);
+        self.enlist(tables, slab);
+    }
+
+    /// Puts a slab that stands in no list into the one where it belongs.
+    fn enlist(&self, tables: &Tables, slab: &Slab<'_>) {
         let bin = self.bin(slab.class);
         if slab.word_with_room(tables, 0).is_some() {
-            return list::push_back(tables, &bin.room, Kind::Room, slab.head);
+            return self.notes.push_back(&bin.room, Kind::Room, slab);
         }
         bin.full_count.set(bin.full_count.get() + 1);
-        list::push_back(tables, &bin.full, Kind::Full, slab.head)
+        self.notes.push_back(&bin.full, Kind::Full, slab);
     }
 
     /// Takes a slab out of the list in which it stands.
-    fn unlist(&self, tables: &Tables, slab: &Slab<'_>) -> Result<()> {
+    fn unlist(&self, slab: &Slab<'_>) {
         let bin = self.bin(slab.class);
-        match list::kind(tables, slab.head) {
-            Kind::None => Ok(()),
-            Kind::Room => list::remove(tables, &bin.room, Kind::Room, slab.head),
+        match self.notes.kind(slab.head) {
+            Kind::None => {}
+            Kind::Room => self.notes.unlist(&bin.room, slab),
             Kind::Full => {
                 bin.full_count.set(bin.full_count.get().saturating_sub(1));
-                list::remove(tables, &bin.full, Kind::Full, slab.head)
+                self.notes.unlist(&bin.full, slab);
             }
-            Kind::Orphans => Err(Corruption::new("a lane's slab is linked as an orphan", tables.link_at(slab.head))),
         }
     }
 
     /// Makes the first word at or after `from` that has a free block the current one.
     fn enter(&self, tables: &Tables, slab: &Slab<'_>, from: u32) -> bool {
         let bin = self.bin(slab.class);
+        let first_pair = tables.quick_index(u64::from(slab.head.get()), 0);
         for word in from..slab.info.words() {
-            let free = slab.merge(tables, word) & slab.info.mask(word);
+            let pair = first_pair + u64::from(word);
+            let Some([free, remote]) = tables.region.item::<2>(pair) else { return false };
+            let mut free = free.load(Ordering::Acquire);
+            if remote.load(Ordering::Acquire) != 0 {
+                free = slab.merge(tables, word);
+            }
+            let free = free & slab.info.mask(word);
             if free != 0 {
+                self.last.block.set(0);
                 bin.copy.set(free);
-                bin.word_at.set(tables.slab_word_at(slab.head, word));
+                bin.pair.set(pair);
                 bin.base.set(slab.block_at(tables, word * 64));
                 bin.size.set(u64::from(slab.info.size));
                 bin.current.set(slab.head.link());
@@ -218,16 +252,28 @@ impl Bins {
         false
     }
 
-    /// Puts the current slab, whose words have all been passed, into a list.
-    fn retire(&self, tables: &Tables, slab: &Slab<'_>) -> Result<()> {
+    /// Puts the current slab, whose words have all been passed, where it belongs.
+    fn retire(&self, tables: &Tables, slab: &Slab<'_>) {
         let bin = self.bin(slab.class);
         bin.copy.set(0);
         bin.current.set(0);
-        self.own(tables, slab)
+        self.last.block.set(0);
+        if !(slab.is_wholly_free(tables) && self.keep(tables, slab)) {
+            self.enlist(tables, slab);
+        }
+    }
+
+    /// Keeps a wholly free slab that stands in no list; false if the lane keeps enough already.
+    fn keep(&self, tables: &Tables, slab: &Slab<'_>) -> bool {
+        let is_kept = self.kept.keep_slab(tables, slab);
+        if is_kept {
+            self.notes.remove(slab);
+        }
+        is_kept
     }
 
     /// Looks through some full slabs for blocks that others have freed, if a hint says that there are any.
-    fn scan(&self, tables: &Tables, classes: &Classes, class: ClassIndex) -> Result<Option<PageIndex>> {
+    fn scan<'a>(&self, tables: &Tables, class: ClassIndex, info: &'a Class) -> Result<Option<Slab<'a>>> {
         let bin = self.bin(class);
         if let Some(record) = tables.lane(self.lane()) {
             let bit = 1u64 << (class.0 & 63);
@@ -239,106 +285,109 @@ impl Bins {
         let rounds = bin.to_scan.get().min(SCAN_MAX);
         for _ in 0..rounds {
             bin.to_scan.set(bin.to_scan.get() - 1);
-            let Some(head) = list::first(tables, &bin.full)? else { return Ok(None) };
-            let Some(slab) = self.slab(tables, classes, class, head.link())? else { return Ok(None) };
-            self.unlist(tables, &slab)?;
+            let Some(slab) = self.slab(tables, class, info, self.notes.first(&bin.full))? else { return Ok(None) };
+            self.unlist(&slab);
             if slab.has_remote(tables) {
-                return Ok(Some(head));
+                return Ok(Some(slab));
             }
-            self.own(tables, &slab)?;
+            self.enlist(tables, &slab);
         }
         Ok(None)
     }
 
-    /// The slab that a link names; checks that it is this lane's.
-    fn slab<'a>(&self, tables: &Tables, classes: &'a Classes, class: ClassIndex, link: u32) -> Result<Option<Slab<'a>>> {
-        let Some(head) = tables.linked_page(link, tables.geometry.data_start)? else { return Ok(None) };
-        let entry = tables.entry(head);
-        let is_mine = entry.state() == Some(PageState::Slab) && entry.lane() == self.lane() && entry.class() == class;
-        if !is_mine || entry.number() != 0 {
-            let what = "a lane's list leads to a page that is no slab of that lane and class";
-            return Err(Corruption::new(what, tables.entry_at(head)));
-        }
-        slab_of(tables, classes, head, entry).map(Some)
+    /// The slab of this class to which a link in private memory leads.
+    fn slab<'a>(&self, tables: &Tables, class: ClassIndex, info: &'a Class, link: u32) -> Result<Option<Slab<'a>>> {
+        let head = tables.linked_page(link, tables.geometry.data_start)?;
+        Ok(head.map(|head| Slab { head, class, info, lane: self.lane() }))
     }
 
     /// Frees a block of a slab of this lane, on the shortest way that there is: no error is made here. `NotHere` says that
     /// nothing was done, and that the caller has to find out why.
     #[inline]
-    pub(crate) fn free_hot(&self, tables: &Tables, classes: &Classes, offset: u64) -> Hot {
-        let Some(page) = tables.page_at(offset) else { return Hot::NotHere };
-        let entry = tables.entry(page);
-        if !entry.is_slab_of(self.lane.get()) {
+    pub(crate) fn free_hot(&self, tables: &Tables, offset: u64) -> Hot {
+        if offset == self.last.block.get() {
+            return self.free_last(tables);
+        }
+        let (page, distance) = tables.quick_page(offset);
+        let Some(found) = self.notes.find(page, distance) else { return Hot::NotHere };
+        let Some([free, remote]) = tables.region.item::<2>(found.pair) else { return Hot::NotHere };
+        let bit = 1u64 << (found.index % 64);
+        let before = free.load(Ordering::Relaxed);
+        if (before | remote.load(Ordering::Relaxed)) & bit != 0 {
             return Hot::NotHere;
         }
-        let Ok(slab) = slab_of(tables, classes, page, entry) else { return Hot::NotHere };
-        let Some(bit) = slab.block_bit(tables, offset) else { return Hot::NotHere };
-        let Some((before, after)) = slab.try_free_own(tables, bit) else { return Hot::NotHere };
-        let had_room = before & slab.info.mask(bit.word) != 0;
-        let may_be_empty = after == u64::MAX && self.bin(slab.class).current.get() != slab.head.link();
-        if had_room && !may_be_empty {
-            return Hot::Freed;
+        // ORDERING O1: as in `Slab::try_free_own`.
+        free.store(before | bit, Ordering::Release); // COMMIT
+        if before | bit == u64::MAX { Hot::Unsettled(page) } else { Hot::Freed }
+    }
+
+    /// Frees the block that was allocated last, and puts it back into its word's copy, so that it is the next one too.
+    #[inline]
+    fn free_last(&self, tables: &Tables) -> Hot {
+        let bin = self.bin(self.last.class.get());
+        let bit = self.last.bit.get();
+        let Some([free, remote]) = tables.region.item::<2>(bin.pair.get()) else { return Hot::NotHere };
+        let before = free.load(Ordering::Relaxed);
+        if (before | remote.load(Ordering::Relaxed)) & bit != 0 {
+            return Hot::NotHere;
         }
-        match self.settle(tables, &slab, had_room, may_be_empty) {
-            Ok(Freed::Kept) => Hot::Freed,
-            Ok(Freed::Emptied) => Hot::Emptied(slab.head, slab.class),
-            Err(corruption) => Hot::Damaged(corruption.at),
-        }
+        // ORDERING O1: as in `Slab::try_free_own`.
+        free.store(before | bit, Ordering::Release); // COMMIT
+        bin.copy.set(bin.copy.get() | bit);
+        Hot::Freed
+    }
+
+    /// Opens the slab on page `number`, if it is this lane's and listed as full: one of its blocks is about to be freed.
+    pub(crate) fn open(&self, tables: &Tables, classes: &Classes, number: u64) -> Result<bool> {
+        let Some((head, class, Kind::Full)) = self.notes.slab_on(number) else { return Ok(false) };
+        let Some(info) = classes.get(class) else { return Ok(false) };
+        let Some(slab) = self.slab(tables, class, info, head + 1)? else { return Ok(false) };
+        self.unlist(&slab);
+        self.notes.push_back(&self.bin(class).room, Kind::Room, &slab);
+        Ok(true)
     }
 
     /// Frees a block of a slab of this lane.
     pub(crate) fn free(&self, tables: &Tables, slab: &Slab<'_>, bit: BlockBit) -> Result<Freed, Error> {
-        let (before, after) = slab.free_own(tables, bit)?;
-        let had_room = before & slab.info.mask(bit.word) != 0;
-        let may_be_empty = after == u64::MAX && self.bin(slab.class).current.get() != slab.head.link();
-        Ok(self.settle(tables, slab, had_room, may_be_empty)?)
+        slab.free_own(tables, bit)?;
+        if self.notes.kind(slab.head) == Kind::Full {
+            self.unlist(slab);
+            self.notes.push_back(&self.bin(slab.class).room, Kind::Room, slab);
+        }
+        Ok(self.settle_slab(tables, slab))
     }
 
-    /// After a block was freed: puts its slab where it belongs now. The current slab stays current even if it is empty;
-    /// callers ask for that first, so that a hot pair of calls does not look through its words each time.
-    fn settle(&self, tables: &Tables, slab: &Slab<'_>, had_room: bool, may_be_empty: bool) -> Result<Freed> {
-        if !had_room {
-            self.has_room_again(tables, slab)?;
-        }
-        if may_be_empty && slab.is_wholly_free(tables) {
-            return self.emptied(tables, slab);
-        }
-        Ok(Freed::Kept)
+    /// After [`Hot::Unsettled`]: puts the slab on page `number` where it belongs now. Returns it if it is
+    /// [`Freed::Emptied`].
+    pub(crate) fn settle<'a>(&self, tables: &Tables, classes: &'a Classes, number: u64) -> Result<Option<Slab<'a>>> {
+        let Some((head, class, _)) = self.notes.slab_on(number) else { return Ok(None) };
+        let Some(info) = classes.get(class) else { return Ok(None) };
+        let slab = self.slab(tables, class, info, head + 1)?;
+        Ok(slab.filter(|slab| self.settle_slab(tables, slab) == Freed::Emptied))
     }
 
-    /// A word of the slab had no free block, and has one now.
-    fn has_room_again(&self, tables: &Tables, slab: &Slab<'_>) -> Result<()> {
-        let bin = self.bin(slab.class);
-        if bin.current.get() == slab.head.link() || list::kind(tables, slab.head) == Kind::Room {
-            return Ok(());
+    /// After a block was freed: if its slab is wholly free, it is kept, or goes. The current slab stays current all the
+    /// same, so that a hot pair of calls does not take a slab with it each time.
+    fn settle_slab(&self, tables: &Tables, slab: &Slab<'_>) -> Freed {
+        if self.bin(slab.class).current.get() == slab.head.link() || !slab.is_wholly_free(tables) {
+            return Freed::Kept;
         }
-        self.unlist(tables, slab)?;
-        list::push_back(tables, &bin.room, Kind::Room, slab.head)
-    }
-
-    /// A slab other than the current one is wholly free: one such is kept, others go.
-    fn emptied(&self, tables: &Tables, slab: &Slab<'_>) -> Result<Freed> {
-        let bin = self.bin(slab.class);
-        let link = slab.head.link();
-        if bin.kept.get() == link {
-            return Ok(Freed::Kept);
+        self.unlist(slab);
+        if self.keep(tables, slab) {
+            return Freed::Kept;
         }
-        self.unlist(tables, slab)?;
-        if bin.kept.get() == 0 {
-            bin.kept.set(link);
-            return Ok(Freed::Kept);
-        }
-        Ok(Freed::Emptied)
+        self.notes.remove(slab);
+        Freed::Emptied
     }
 
     /// Starts on a slab that has just become this lane's, in no list yet; true if it has a free block. A current slab
     /// is put into its list.
-    pub(crate) fn start_on(&self, tables: &Tables, classes: &Classes, slab: &Slab<'_>) -> Result<bool> {
-        let bin = self.bin(slab.class);
-        if let Some(current) = self.slab(tables, classes, slab.class, bin.current.get())? {
-            self.retire(tables, &current)?;
+    pub(crate) fn start_on(&self, tables: &Tables, slab: &Slab<'_>) -> Result<bool> {
+        if let Some(current) = self.slab(tables, slab.class, slab.info, self.bin(slab.class).current.get())? {
+            self.retire(tables, &current);
         }
-        self.begin(tables, classes, slab.class, slab.head)
+        self.notes.add(tables, slab);
+        Ok(self.begin(tables, slab))
     }
 
     /// True once for each time that memory has run out somewhere.
@@ -347,29 +396,38 @@ impl Bins {
         self.pressure.replace(now) != now
     }
 
-    /// Hands every slab that is wholly free to `give_back`, after merging what others have freed.
+    /// Gives back what the lane keeps, and hands every slab that is wholly free to `give_back`, after merging what others
+    /// have freed.
     pub(crate) fn give_back_empty(
         &self,
         tables: &Tables,
+        locked: &Locked,
         classes: &Classes,
         mut give_back: impl FnMut(&Slab<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.kept.give_back(tables, locked, classes, self.lane())?;
         for class in classes.indices() {
             self.for_each_slab(tables, classes, class, |slab| {
                 slab.merge_all(tables);
-                if slab.is_wholly_free(tables) { give_back(slab) } else { Ok(self.own(tables, slab)?) }
+                if slab.is_wholly_free(tables) {
+                    return give_back(slab);
+                }
+                self.own(tables, slab);
+                Ok(())
             })?;
         }
         Ok(())
     }
 
-    /// Hands every slab to `f`; the bins are empty afterwards.
+    /// Gives back what the lane keeps, and hands every slab to `f`; the bins are empty afterwards.
     pub(crate) fn leave(
         &self,
         tables: &Tables,
+        locked: &Locked,
         classes: &Classes,
         mut f: impl FnMut(&Slab<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.kept.give_back(tables, locked, classes, self.lane())?;
         classes.indices().try_for_each(|class| self.for_each_slab(tables, classes, class, &mut f))
     }
 
@@ -382,32 +440,29 @@ impl Bins {
         mut f: impl FnMut(&Slab<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let bin = self.bin(class);
+        let Some(info) = classes.get(class) else { return Ok(()) };
+        self.last.block.set(0);
         bin.copy.set(0);
         bin.to_scan.set(0);
-        bin.full_count.set(0);
-        let lists = [(&bin.room, Kind::Room), (&bin.full, Kind::Full)].map(|(ends, kind)| {
-            let first = list::Ends::first(ends);
-            list::Ends::set_first(ends, 0);
-            list::Ends::set_last(ends, 0);
-            (first, kind)
-        });
-        for link in [bin.current.replace(0), bin.kept.replace(0)] {
-            if let Some(slab) = self.slab(tables, classes, class, link)? {
-                f(&slab)?;
+        let mut slabs = Vec::new();
+        if let Some(slab) = self.slab(tables, class, info, bin.current.replace(0))? {
+            slabs.push(slab);
+        }
+        for list in [&bin.room, &bin.full] {
+            while let Some(slab) = self.slab(tables, class, info, self.notes.first(list))? {
+                self.unlist(&slab);
+                slabs.push(slab);
             }
         }
-        for (mut link, kind) in lists {
-            for _ in 0..=tables.geometry.pages {
-                let Some(slab) = self.slab(tables, classes, class, link)? else { break };
-                if list::kind(tables, slab.head) != kind {
-                    break;
-                }
-                link = list::next(tables, slab.head)?.map_or(0, PageIndex::link);
-                list::reset(tables, slab.head);
-                f(&slab)?;
+        let mut done = Ok(());
+        for slab in &slabs {
+            self.notes.remove(slab);
+            match done {
+                Ok(()) => done = f(slab),
+                Err(_) => self.own(tables, slab),
             }
         }
-        Ok(())
+        done
     }
 
     /// The class's figures, for callers that have only its index.

@@ -7,9 +7,11 @@
 //! | span | `span.rs`, `summary.rs` | a run of pages; a tree of summaries leads to it, under the heap lock |
 //! | size class | `size_class.rs` | the sizes that blocks are rounded up to |
 //! | slab | `slab.rs` | a span cut into blocks of one class; two bits per block say whether it is allocated |
-//! | list | `list.rs` | slabs that wait, linked through the page table |
+//! | list | `list.rs` | orphans with room, linked through the page table |
 //! | orphan | `orphan.rs` | a slab that belongs to whoever holds the heap lock |
+//! | note | `notes.rs` | what a lane writes down, in private memory, of a slab that it owns |
 //! | bin | `bin.rs` | what a lane keeps in private memory for one class: the word it is working on |
+//! | kept span | `kept.rs` | what a lane has freed and is likely to use again, without a lock |
 //! | large | `large.rs` | blocks that are spans of their own |
 //!
 //! A1. A block of a slab is allocated iff neither its free bit nor its remote bit is set.
@@ -28,8 +30,10 @@
 )]
 
 pub(crate) mod bin;
+pub(crate) mod kept;
 pub(crate) mod large;
 pub(crate) mod list;
+pub(crate) mod notes;
 pub(crate) mod orphan;
 pub(crate) mod size_class;
 pub(crate) mod slab;

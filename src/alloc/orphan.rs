@@ -3,17 +3,12 @@
 //! Those with room wait in one list per class, so that a lane that needs room finds them without searching. Those who
 //! have no lane of their own allocate from orphans and free into them, under the lock.
 
-use super::list::{self, Kind, SharedEnds};
 use super::slab::{BlockBit, Slab, slab_of};
-use super::{Class, Classes, span};
+use super::{Class, Classes, list, span};
 use crate::error::Result;
 use crate::format::{ClassIndex, LaneId, PageEntry, PageIndex, PageState, SHARED_LANE, Tables};
 use crate::journal::Locked;
 use std::sync::atomic::Ordering;
-
-fn ends(tables: &Tables, class: ClassIndex) -> SharedEnds<'_> {
-    SharedEnds(tables.orphan_head(class))
-}
 
 /// Makes a slab an orphan: it loses its lane, and goes to the orphans' list, or back to the spans if it is wholly free.
 /// Its former lane must not touch it again.
@@ -32,15 +27,15 @@ pub(crate) fn settle(tables: &Tables, locked: &Locked, slab: &Slab<'_>) -> Resul
         return span::free(tables, locked, slab.head, pages);
     }
     if slab.word_with_room(tables, 0).is_some() {
-        list::push_front(tables, &ends(tables, slab.class), Kind::Orphans, slab.head)?;
+        list::push_front(tables, tables.orphan_head(slab.class), slab.head)?;
     }
     Ok(())
 }
 
 /// Takes an orphan out of its list and gives it to `lane`.
 pub(crate) fn adopt(tables: &Tables, _locked: &Locked, slab: &Slab<'_>, lane: LaneId) -> Result<()> {
-    if list::kind(tables, slab.head) == Kind::Orphans {
-        list::remove(tables, &ends(tables, slab.class), Kind::Orphans, slab.head)?;
+    if list::is_listed(tables, slab.head) {
+        list::remove(tables, tables.orphan_head(slab.class), slab.head)?;
     }
     list::reset(tables, slab.head);
     slab.set_lane(tables, lane)?;
@@ -55,7 +50,7 @@ pub(crate) fn with_room<'a>(
     classes: &'a Classes,
     class: ClassIndex,
 ) -> Result<Option<Slab<'a>>> {
-    let Some(head) = list::first(tables, &ends(tables, class))? else { return Ok(None) };
+    let Some(head) = list::first(tables, tables.orphan_head(class))? else { return Ok(None) };
     let entry = tables.entry(head);
     let slab = slab_of(tables, classes, head, entry)?;
     let sound =
@@ -97,7 +92,7 @@ pub(crate) fn allocate(
         Some(slab) => slab,
         None => {
             let slab = new_slab(tables, locked, class, info, SHARED_LANE)?;
-            list::push_front(tables, &ends(tables, class), Kind::Orphans, slab.head)?;
+            list::push_front(tables, tables.orphan_head(class), slab.head)?;
             slab
         }
     };
@@ -111,7 +106,7 @@ pub(crate) fn allocate(
     before_commit(block);
     free.store(before & !(1 << index), Ordering::Release); // COMMIT
     if slab.word_with_room(tables, word).is_none() {
-        list::remove(tables, &ends(tables, class), Kind::Orphans, slab.head)?;
+        list::remove(tables, tables.orphan_head(class), slab.head)?;
     }
     Ok(block)
 }
@@ -124,8 +119,8 @@ pub(crate) fn free(tables: &Tables, locked: &Locked, slab: &Slab<'_>, bit: Block
 
 /// Puts an orphan where it belongs after some of its blocks were freed.
 pub(crate) fn resettle(tables: &Tables, locked: &Locked, slab: &Slab<'_>) -> Result<()> {
-    if list::kind(tables, slab.head) == Kind::Orphans {
-        list::remove(tables, &ends(tables, slab.class), Kind::Orphans, slab.head)?;
+    if list::is_listed(tables, slab.head) {
+        list::remove(tables, tables.orphan_head(slab.class), slab.head)?;
     }
     settle(tables, locked, slab)
 }

@@ -12,7 +12,13 @@
 use crate::format::{CLASSES_MAX, ClassIndex, Header};
 
 /// Largest size that the lookup table knows.
-const SMALL_MAX: u64 = 1024;
+const SMALL_MAX: u64 = 32_768;
+/// A class that no heap has: what the lookup table says of sizes that are 0 or above the heap's largest class.
+const NO_CLASS: u8 = CLASSES_MAX as u8;
+/// Entries of tables that are indexed by any class, [`NO_CLASS`] included; a power of two.
+pub(crate) const CLASS_SLOTS: usize = 64;
+
+const _: () = assert!((NO_CLASS as usize) < CLASS_SLOTS, "there is room for a class that no heap has");
 /// A slab has at least this many blocks.
 const BLOCKS_MIN: u64 = 8;
 /// Fraction bits of the reciprocal by which offsets are divided by block sizes.
@@ -28,7 +34,7 @@ const fn size_of_class(index: u32) -> u64 {
     base + base / 4 * (quarter as u64 + 1)
 }
 
-/// Everything about one size class that the hot paths need, in half a cache line.
+/// Everything about one size class that the hot paths need, in a cache line.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Class {
     /// Bytes per block.
@@ -37,6 +43,8 @@ pub(crate) struct Class {
     pub(crate) blocks: u32,
     /// 2^42 / size, rounded up.
     reciprocal: u64,
+    /// Inverse of the odd part of `size`, modulo 2^64.
+    pub(crate) inverse: u64,
     /// Pages per slab.
     pub(crate) pages: u32,
     /// Index of the last word of a slab's bitmap.
@@ -59,6 +67,7 @@ impl Class {
             size: size as u32,
             blocks: blocks as u32,
             reciprocal: (1u64 << RECIPROCAL_SHIFT).div_ceil(size),
+            inverse: inverse_of(size >> size.trailing_zeros()),
             pages: pages as u32,
             last_word: ((blocks - 1) / 64) as u32,
             last_mask: if beyond == 0 { u64::MAX } else { (1 << beyond) - 1 },
@@ -86,26 +95,35 @@ impl Class {
     }
 }
 
+/// The inverse of an odd number modulo 2^64, by Newton's method: each step doubles the bits that are right, of which an odd
+/// number's own last three are.
+fn inverse_of(odd: u64) -> u64 {
+    (0..5).fold(odd, |inverse, _| inverse.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(inverse))))
+}
+
 /// The classes of one heap: fixed by its header.
 #[derive(Debug)]
 pub(crate) struct Classes {
-    table: [Class; CLASSES_MAX as usize],
-    /// Class of every size up to 1024, in steps of 16.
+    table: [Class; CLASS_SLOTS],
+    /// Class of every size up to [`SMALL_MAX`], in steps of 16.
     small: [u8; SMALL_MAX as usize / 16 + 1],
     count: u32,
 }
 
 impl Classes {
     pub(crate) fn new(header: &Header) -> Self {
-        let mut table = [Class::default(); CLASSES_MAX as usize];
+        let mut table = [Class::default(); CLASS_SLOTS];
         for (index, class) in (0..header.classes.min(CLASSES_MAX)).zip(&mut table) {
             *class = Class::new(size_of_class(index), header);
         }
         let mut small = [0; SMALL_MAX as usize / 16 + 1];
-        for (step, class) in (0u64..).zip(&mut small) {
-            *class = smallest(step * 16) as u8;
+        let count = header.classes.min(CLASSES_MAX);
+        for (step, class) in (1u64..).zip(small.iter_mut().skip(1)) {
+            let index = smallest(step * 16);
+            *class = if index < count { index as u8 } else { NO_CLASS };
         }
-        Self { table, small, count: header.classes.min(CLASSES_MAX) }
+        small[0] = NO_CLASS;
+        Self { table, small, count }
     }
 
     /// How many classes a heap should have whose largest class is to be `size_max` bytes.
@@ -118,10 +136,15 @@ impl Classes {
         self.count
     }
 
-    /// The class for `size` bytes; `None` if none is large enough.
+    /// The class for `size` bytes, or one that the heap has not: its bins are always empty.
     #[inline]
+    pub(crate) fn quick(&self, size: u64) -> ClassIndex {
+        if size <= SMALL_MAX { ClassIndex(self.small[((size + 15) >> 4) as usize]) } else { ClassIndex(NO_CLASS) }
+    }
+
+    /// The class for `size` bytes, which are not 0; `None` if none is large enough.
     pub(crate) fn for_size(&self, size: u64) -> Option<ClassIndex> {
-        let index = if size <= SMALL_MAX { u32::from(self.small[size.div_ceil(16) as usize]) } else { smallest(size) };
+        let index = smallest(size);
         (index < self.count).then_some(ClassIndex(index as u8))
     }
 
@@ -209,6 +232,19 @@ mod tests {
                     let size = u64::from(class.size);
                     assert_eq!(class.index_of(distance), ((distance / size) as u32, distance % size));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_inverse_gives_the_quotient_of_multiples_and_no_small_number_for_others() {
+        let classes = Classes::new(&header(12));
+        for class in classes.indices().map(|index| *classes.get(index).unwrap()) {
+            let size = u64::from(class.size);
+            for distance in 0..4 * size {
+                let index = distance.wrapping_mul(class.inverse).rotate_right(class.size.trailing_zeros());
+                assert_eq!(index < u64::from(class.blocks), distance.is_multiple_of(size), "{distance} of {size}");
+                assert!(!distance.is_multiple_of(size) || index == distance / size);
             }
         }
     }

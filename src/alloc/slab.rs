@@ -71,7 +71,7 @@ pub(crate) fn slab_of<'a>(
 #[cold]
 fn not_in_use(tables: &Tables, offset: u64) -> Error {
     let start = tables.geometry.data_start;
-    let inside = offset >= start && offset - start < tables.geometry.data_len();
+    let inside = offset >= start && offset - start < tables.geometry.data_len;
     invalid(offset, if inside { OffsetFault::NotAllocated } else { OffsetFault::Outside })
 }
 
@@ -104,7 +104,9 @@ fn locate_large<'a>(tables: &Tables, page: PageIndex, entry: PageEntry, offset: 
             let first = Tables::page_before(page, entry.number()).ok_or_else(|| {
                 Corruption::new("a large block's page lies further from its start than the heap's start", at)
             })?;
-            Err(invalid(offset, OffsetFault::InsideBlock(tables.page_start(first))))
+            let is_free = tables.entry(first).is_kept();
+            let start = tables.page_start(first);
+            Err(invalid(offset, if is_free { OffsetFault::NotAllocated } else { OffsetFault::InsideBlock(start) }))
         }
         Some(_) => Err(invalid(offset, OffsetFault::NotAllocated)),
         None => Err(Corruption::new("a page entry has a state that nobody writes", at).into()),
@@ -226,8 +228,11 @@ impl Slab<'_> {
         // ORDERING O4: the remote bits are read before the hold: who sees a bit that an intent set sees the hold too,
         // which was raised before it.
         let freed = remote.load(Ordering::Acquire) & self.info.mask(word);
-        if freed == 0 || tables.superblock(superblock::MERGE_HOLD).load(Ordering::Acquire) != 0 {
+        if freed == 0 {
             return now;
+        }
+        if tables.superblock(superblock::MERGE_HOLD).load(Ordering::Acquire) != 0 {
+            return now & !freed;
         }
         free.store(now | freed, Ordering::Release);
         remote.fetch_and(!freed, Ordering::Release);

@@ -44,6 +44,8 @@ pub(crate) struct Geometry {
     pub(crate) roots_at: u64,
     pub(crate) data_start: u64,
     pub(crate) pages: u32,
+    /// Bytes in pages.
+    pub(crate) data_len: u64,
     pub(super) entries_at: u64,
     pub(super) links_at: u64,
     pub(super) in_use_at: u64,
@@ -51,6 +53,8 @@ pub(crate) struct Geometry {
     pub(super) groups_at: u64,
     pub(super) summary_at: [u64; LEVELS],
     pub(super) bitmaps_at: u64,
+    /// log2 of the pairs of slab words that a page has.
+    pub(super) pairs_shift: u32,
     pub(super) end: u64,
 }
 
@@ -121,6 +125,7 @@ impl Geometry {
             roots_at,
             data_start,
             pages,
+            data_len: count * page_size,
             entries_at,
             links_at,
             in_use_at,
@@ -128,6 +133,7 @@ impl Geometry {
             groups_at,
             summary_at,
             bitmaps_at,
+            pairs_shift: header.page_shift - 10,
             end: ruler.0,
         }
     }
@@ -136,14 +142,9 @@ impl Geometry {
         1 << self.page_shift
     }
 
-    /// Bytes in pages.
-    pub(crate) fn data_len(&self) -> u64 {
-        u64::from(self.pages) << self.page_shift
-    }
-
     /// Where the pages end and the tables begin.
     pub(crate) fn data_end(&self) -> u64 {
-        self.data_start + self.data_len()
+        self.data_start + self.data_len
     }
 
     /// Pages per group.
@@ -198,7 +199,7 @@ mod tests {
         for (shift, page_shift) in [(24, 12), (26, 12), (30, 15), (36, 16), (40, 16)] {
             let capacity = 1u64 << shift;
             let geometry = Geometry::new(&header(capacity, page_shift, 64, (capacity >> 14).min(65_536) as u32)).unwrap();
-            assert!((capacity - geometry.data_len()) * 100 < 3 * capacity, "{capacity}: {geometry:?}");
+            assert!((capacity - geometry.data_len) * 100 < 3 * capacity, "{capacity}: {geometry:?}");
         }
     }
 

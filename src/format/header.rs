@@ -14,8 +14,8 @@ pub(crate) const PAGE_SIZE_MAX: u64 = 65_536;
 pub(crate) const LANES_MAX: u32 = 4096;
 /// Most root slots.
 pub(crate) const ROOT_SLOTS_MAX: u32 = 65_536;
-/// Most size classes: a lane's hints are one word.
-pub(crate) const CLASSES_MAX: u32 = 64;
+/// Most size classes: one bit each in a lane's hints, which are one word, and one number that no class has.
+pub(crate) const CLASSES_MAX: u32 = 63;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"shmheap\0");
 /// Reads as another number on a machine of the other byte order.

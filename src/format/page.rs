@@ -34,7 +34,7 @@ impl PageCount {
 }
 
 /// A size class, counted from the smallest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct ClassIndex(pub(crate) u8);
 
 /// What a page holds.
@@ -48,15 +48,21 @@ pub(crate) enum PageState {
     Large,
     /// A further page of a large block; the number is the distance from its first page.
     LargeTail,
+    /// The first page of a slab, wholly free, that its lane keeps; its further pages stay as they were.
+    KeptSlab,
+    /// The first page of what was a large block, and is kept by the lane that the entry names; the number is the page
+    /// count, and its further pages stay as they were.
+    KeptLarge,
 }
 
 /// One page table entry, as it stands in the region.
 ///
 /// | bits | meaning |
 /// |---|---|
-/// | 0..4 | state: 0 free, 1 slab, 2 first page of a large block, 3 further page of one |
+/// | 0..4 | state: 0 free, 1 slab, 2 first page of a large block, 3 further page of one, 4 first page of a kept slab, |
+/// | | 5 first page of a kept span that was a large block |
 /// | 8..16 | slab: size class |
-/// | 16..32 | lane that owns the slab, or that allocated the large block; 0 = orphan |
+/// | 16..32 | lane that owns the slab, that allocated the large block, or that keeps the span; 0 = orphan, or none |
 /// | 32..64 | number: see [`PageState`] |
 ///
 /// All zero is a free page, so that a fresh region's table needs no writing.
@@ -90,6 +96,17 @@ impl PageEntry {
         Self(self.0 & 0xffff_ffff | u64::from(number) << 32)
     }
 
+    /// The first page's entry of the same span, kept.
+    pub(crate) fn kept(self) -> Self {
+        Self(self.0 + 3)
+    }
+
+
+    /// True for the first page of a kept span.
+    pub(crate) fn is_kept(self) -> bool {
+        matches!(self.state(), Some(PageState::KeptSlab | PageState::KeptLarge))
+    }
+
     /// The same entry for another lane.
     pub(crate) fn with_lane(self, lane: LaneId) -> Self {
         Self(self.0 & !0xffff_0000 | u64::from(lane.get()) << 16)
@@ -103,14 +120,10 @@ impl PageEntry {
             1 => Some(PageState::Slab),
             2 => Some(PageState::Large),
             3 => Some(PageState::LargeTail),
+            4 => Some(PageState::KeptSlab),
+            5 => Some(PageState::KeptLarge),
             _ => None,
         }
-    }
-
-    /// True for a page of a slab that belongs to `lane`: both are asked in one comparison.
-    #[inline]
-    pub(crate) fn is_slab_of(self, lane: LaneId) -> bool {
-        self.0 & 0xffff_000f == 1 | u64::from(lane.get()) << 16
     }
 
     #[inline]
@@ -142,7 +155,9 @@ mod tests {
             (entry.state(), entry.class(), entry.lane(), entry.number()),
             (Some(PageState::Slab), ClassIndex(7), LaneId::new(9), 2)
         );
+        assert_eq!((slab.kept().state(), slab.kept().class()), (Some(PageState::KeptSlab), slab.class()));
         let large = PageEntry::large(LaneId::new(5));
+        assert_eq!((large.kept().state(), large.kept().lane()), (Some(PageState::KeptLarge), large.lane()));
         assert_eq!((large.at(0, count).state(), large.at(0, count).number()), (Some(PageState::Large), 3));
         assert_eq!((large.at(1, count).state(), large.at(1, count).number()), (Some(PageState::LargeTail), 1));
         assert_eq!(large.at(1, count).lane(), LaneId::new(5));

@@ -11,13 +11,13 @@ use crate::region::Region;
 
 /// A region and the places of its tables.
 ///
-/// Private to the process: `known_high`, the largest value of the `PAGES_HIGH` word seen so far. That word only grows.
+/// Page entries and slab words are also reached as tables that the region has checked once. Of the entries as many are open
+/// as the largest value of the `PAGES_HIGH` word that this process has seen; that word only grows.
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) region: Region,
     pub(crate) geometry: Geometry,
     pub(crate) header: Header,
-    known_high: AtomicU32,
 }
 
 /// A summary node: free pages at the start, in the longest run, at the end of what it covers.
@@ -29,8 +29,13 @@ pub(crate) struct Summary {
 }
 
 impl Tables {
-    pub(crate) fn new(region: Region, header: Header, geometry: Geometry) -> Self {
-        Self { region, geometry, header, known_high: AtomicU32::new(0) }
+    pub(crate) fn new(mut region: Region, header: Header, geometry: Geometry) -> Self {
+        let pages = u64::from(geometry.pages);
+        let pairs = pages << geometry.pairs_shift;
+        let laid = region.lay::<1>(geometry.entries_at, pages) && region.lay::<2>(geometry.bitmaps_at, pairs);
+        assert!(laid, "the geometry was checked against the region's length");
+        region.open::<2>(pairs);
+        Self { region, geometry, header }
     }
 
     /// The word at a place of the superblock.
@@ -52,14 +57,14 @@ impl Tables {
     pub(crate) fn pages_high(&self) -> u32 {
         let word = self.superblock(superblock::PAGES_HIGH).load(Ordering::Acquire);
         let high = u32::try_from(word).unwrap_or(u32::MAX).min(self.geometry.pages);
-        self.known_high.fetch_max(high, Ordering::Relaxed);
+        self.region.open::<1>(u64::from(high));
         high
     }
 
     /// The page of this number, if it is in use so far (F2).
     #[inline]
     pub(crate) fn page(&self, number: u32) -> Option<PageIndex> {
-        let known = number < self.known_high.load(Ordering::Relaxed) || number < self.pages_high();
+        let known = self.region.item::<1>(u64::from(number)).is_some() || number < self.pages_high();
         known.then_some(PageIndex(number))
     }
 
@@ -78,6 +83,21 @@ impl Tables {
     pub(crate) fn page_at(&self, offset: u64) -> Option<PageIndex> {
         let distance = offset.checked_sub(self.geometry.data_start)?;
         self.page(u32::try_from(distance >> self.geometry.page_shift).ok()?)
+    }
+
+    /// The number of the page in which `offset` lies, and the distance from the start of the pages. Any numbers may come
+    /// out.
+    #[inline]
+    pub(crate) fn quick_page(&self, offset: u64) -> (u64, u64) {
+        let distance = offset.wrapping_sub(self.geometry.data_start);
+        (distance >> self.geometry.page_shift, distance)
+    }
+
+    /// The number, among all such pairs, of the free word and the remote word of 64 blocks of the slab that starts at page
+    /// `head`.
+    #[inline]
+    pub(crate) fn quick_index(&self, head: u64, word: u64) -> u64 {
+        (head << self.geometry.pairs_shift).wrapping_add(word)
     }
 
     /// Where a page's bytes start.

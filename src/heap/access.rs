@@ -68,11 +68,15 @@ impl Heap {
     /// # Errors
     ///
     /// [`Error::InvalidOffset`] if it lies outside the heap's pages. Whether a block is allocated there is not checked.
+    #[inline]
     pub fn resolve(&self, offset: Offset) -> Result<NonNull<u8>> {
         let tables = &self.attachment.tables;
-        let data = tables.geometry.data_start..tables.geometry.data_end();
-        let address = Some(offset.get()).filter(|at| data.contains(at)).and_then(|at| tables.region.resolve(at));
-        address.ok_or_else(|| outside(offset))
+        if offset.get().wrapping_sub(tables.geometry.data_start) < tables.geometry.data_len
+            && let Some(address) = tables.region.resolve(offset.get())
+        {
+            return Ok(address);
+        }
+        Err(outside(offset))
     }
 
     /// The offset of an address in this process.
@@ -88,6 +92,7 @@ impl Heap {
     }
 }
 
+#[cold]
 fn outside(offset: Offset) -> Error {
     Error::InvalidOffset { offset: offset.get(), fault: OffsetFault::Outside }
 }

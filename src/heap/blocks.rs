@@ -6,7 +6,7 @@ use super::Heap;
 use super::lane::LaneSeat;
 use super::paths::{Kind, TRIES, as_requested};
 use crate::alloc::{Hot, Located, Slab, slab};
-use crate::error::{Corruption, Error, OffsetFault, Result};
+use crate::error::{Error, OffsetFault, Result};
 use crate::format::{PageEntry, PageState, SHARED_LANE};
 use crate::recovery;
 use crate::region::Offset;
@@ -44,13 +44,10 @@ impl Heap {
     pub fn allocate(&self, size: usize) -> Result<Offset> {
         let size = size as u64;
         let attachment = &*self.attachment;
-        if size != 0
-            && let Some(class) = attachment.classes.for_size(size)
-        {
-            let block = attachment.key.with(|seat| seat.bins.take(&attachment.tables, class, |_| ()));
-            if let Some(block) = block.flatten().and_then(Offset::new) {
-                return Ok(block);
-            }
+        let class = attachment.classes.quick(size);
+        let block = attachment.key.with_hot(|seat| seat.bins.take(&attachment.tables, class, |_| ()));
+        if let Some(block) = block.flatten().and_then(Offset::new) {
+            return Ok(block);
         }
         self.allocate_slow(size, ALIGNMENT_MIN)
     }
@@ -100,12 +97,11 @@ impl Heap {
     #[inline]
     pub fn deallocate(&self, block: Offset) -> Result<()> {
         let attachment = &*self.attachment;
-        let free = |seat: &LaneSeat| seat.bins.free_hot(&attachment.tables, &attachment.classes, block.get());
-        match attachment.key.with(free) {
+        let free = |seat: &LaneSeat| seat.bins.free_hot(&attachment.tables, block.get());
+        match attachment.key.with_hot(free) {
             Some(Hot::Freed) => Ok(()),
+            Some(Hot::Unsettled(page)) => attachment.settle_freed(page),
             Some(Hot::NotHere) | None => self.deallocate_slow(block.get()),
-            Some(Hot::Emptied(head, class)) => attachment.give_back_emptied(head, class),
-            Some(Hot::Damaged(at)) => Err(Corruption::new("a lane's list of slabs is damaged", at).into()),
         }
     }
 
@@ -171,7 +167,13 @@ impl Heap {
     }
 
     #[cold]
+    #[inline(never)]
     fn allocate_slow(&self, size: u64, alignment: u64) -> Result<Offset> {
+        if alignment == ALIGNMENT_MIN
+            && let Some(block) = self.attachment.allocate_from_own(size)?
+        {
+            return as_offset(block);
+        }
         let kind = self.attachment.kind(size, alignment)?;
         let block = self
             .as_caller(|caller| self.attachment.allocate(caller, kind, |_| ()))
@@ -180,8 +182,12 @@ impl Heap {
     }
 
     #[cold]
+    #[inline(never)]
     fn deallocate_slow(&self, block: u64) -> Result<()> {
         let attachment = &self.attachment;
+        if let Some(done) = attachment.free_from_own(block) {
+            return done;
+        }
         attachment.check_writable()?;
         match slab::locate(&attachment.tables, &attachment.classes, block)? {
             // A block of another lane's slab is freed without a lane of one's own.

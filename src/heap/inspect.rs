@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Heap;
 use super::lane::Caller;
-use crate::alloc::{Located, Slab, slab, span};
+use crate::alloc::{Located, Slab, kept, slab, span};
 use crate::check;
 use crate::error::{Error, OffsetFault, Result};
 use crate::format::{LaneId, PageIndex, PageState, SHARED_LANE, superblock};
@@ -205,8 +205,9 @@ impl Heap {
 
     /// Gives memory that holds no block back to the system, and returns how many bytes that was.
     ///
-    /// The calling thread's empty slabs become free pages, dead lanes are recovered, and the memory of all free pages is
-    /// given back; other threads give back their empty slabs when they next need a new one.
+    /// Empty slabs that the calling thread has, and spans that any thread keeps for its next use, become free pages; dead
+    /// lanes are recovered; and the memory of all free pages is given back. Other threads look through their slabs when they
+    /// next need a new one.
     ///
     /// # Errors
     ///
@@ -274,6 +275,10 @@ impl Heap {
                 (slab.info.pages, Span::Slab(slab))
             }
             Some(PageState::Large) => (entry.number().max(1), Span::Large { lane: entry.lane() }),
+            Some(PageState::KeptSlab | PageState::KeptLarge) => {
+                let pages = kept::pages_of(&self.attachment.classes, entry);
+                (pages.map_or(1, |pages| pages.get()), Span::Free)
+            }
             _ => (1, Span::Free),
         };
         Ok(Some((page, pages, span)))

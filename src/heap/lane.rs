@@ -10,13 +10,13 @@ use super::attachment::Attachment;
 use super::lock::{HeapLock, TURNS_MAX};
 use crate::alloc::{Bins, orphan};
 use crate::error::{Error, Result};
-use crate::format::{LaneId, LaneRecord, SHARED_LANE, superblock};
+use crate::format::{LaneId, LaneRecord, SHARED_LANE};
 use crate::recovery;
 use crate::sys::clock;
 use crate::sys::seat::Seat;
 
 /// What a thread keeps for one attachment: its lane's bins.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LaneSeat {
     pub(super) bins: Bins,
     /// True once the thread has allocated a large block, whose entry names its lane.
@@ -234,7 +234,7 @@ impl Attachment {
             return;
         }
         if let Ok(lock) = self.lock(lane) {
-            let left = seat.bins.leave(&self.tables, &self.classes, |slab| orphan::disown(&self.tables, &lock, slab));
+            let left = seat.bins.leave(&self.tables, &lock, &self.classes, |slab| orphan::disown(&self.tables, &lock, slab));
             // Large blocks are in no list; and should a list have been damaged, or a construction or a move not have been
             // undone, the tables tell what is left.
             let has_more = |record: LaneRecord<'_>| record.constructing().load(Ordering::Relaxed) != 0 || record.is_moving();
@@ -279,14 +279,14 @@ impl Heap {
     fn take_seat(&self) -> Result<()> {
         let attachment = &self.attachment;
         let Some(lane) = attachment.claim_lane()? else { return Ok(()) };
-        let pressure = attachment.tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed);
-        let seated = attachment.key.occupy(|seat| {
-            seat.bins.reset(lane, pressure);
-            seat.has_large.set(false);
-            *seat.attachment.borrow_mut() = Arc::downgrade(attachment);
+        let seat = Bins::new(&attachment.tables, lane).map(|bins| LaneSeat {
+            bins,
+            has_large: Cell::new(false),
+            attachment: RefCell::new(Arc::downgrade(attachment)),
         });
+        // Without the memory for a seat, or if it is ending, the thread goes on with the shared lane.
+        let seated = seat.ok().is_some_and(|seat| attachment.key.occupy(seat).is_ok());
         if !seated {
-            // The thread is ending; it goes on with the shared lane.
             if let Ok(lock) = attachment.lock(lane) {
                 attachment.free_record(&lock, lane);
             }

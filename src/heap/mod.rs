@@ -150,7 +150,7 @@ impl Heap {
     /// ends of slabs take.
     #[must_use]
     pub fn total_size(&self) -> u64 {
-        self.attachment.tables.geometry.data_len()
+        self.attachment.tables.geometry.data_len
     }
 }
 

@@ -133,7 +133,7 @@ impl Attachment {
         self.end_move(caller, record);
         if freed == Freed::Emptied {
             // The block is free whatever becomes of its slab.
-            let _ = self.give_back_emptied(slab.head, slab.class);
+            let _ = self.give_back_emptied(seat, &slab);
         }
         Ok(())
     }

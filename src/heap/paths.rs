@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 
 use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
-use crate::alloc::{Bins, Class, Freed, Located, Slab, large, orphan, slab, span};
+use crate::alloc::{Bins, Class, Freed, Hot, Located, Slab, large, orphan, slab, span};
 use crate::error::{Corruption, Error, OffsetFault, Result};
-use crate::format::{ClassIndex, LaneId, PageIndex, PageState, SHARED_LANE, superblock};
+use crate::format::{ClassIndex, LaneId, PageState, SHARED_LANE, superblock};
 use crate::journal::Locked;
 use crate::recovery;
 
@@ -179,12 +179,12 @@ impl Attachment {
         while let Some(slab) = orphan::with_room(tables, locked, classes, class)? {
             // Each round takes one out of the list.
             orphan::adopt(tables, locked, &slab, lane)?;
-            if seat.bins.start_on(tables, classes, &Slab { lane, ..slab })? {
+            if seat.bins.start_on(tables, &Slab { lane, ..slab })? {
                 return Ok(());
             }
         }
         let slab = orphan::new_slab(tables, locked, class, info, lane)?;
-        seat.bins.start_on(tables, classes, &slab)?;
+        seat.bins.start_on(tables, &slab)?;
         Ok(())
     }
 
@@ -205,7 +205,7 @@ impl Attachment {
 
     /// Gives back every slab of the calling lane that is wholly free.
     pub(super) fn give_back_empty(&self, locked: &Locked, seat: &LaneSeat) -> Result<()> {
-        seat.bins.give_back_empty(&self.tables, &self.classes, |slab| self.free_span_of(locked, slab))
+        seat.bins.give_back_empty(&self.tables, locked, &self.classes, |slab| self.free_span_of(locked, slab))
     }
 
     fn free_span_of(&self, locked: &Locked, slab: &Slab<'_>) -> Result<()> {
@@ -215,19 +215,70 @@ impl Attachment {
         }
     }
 
+    /// Allocates from what the calling thread's lane has already, and needs no lock for: another word, a kept span. `None` if
+    /// there is nothing, or the thread has no lane yet.
+    pub(super) fn allocate_from_own(&self, size: u64) -> Result<Option<u64>> {
+        let tables = &self.tables;
+        let class = self.classes.quick(size);
+        let allocate = |seat: &LaneSeat| {
+            if seat.bins.has_copy(class) || seat.bins.refill(tables, &self.classes, class)? {
+                return Ok(seat.bins.take(tables, class, |_| ()));
+            }
+            if self.classes.get(class).is_some() || size == 0 {
+                return Ok(None);
+            }
+            let pages = large::pages_for(tables, size)?;
+            let first = seat.bins.kept.take_large(tables, pages, seat.bins.lane(), |_| ())?;
+            Ok(first.map(|first| {
+                seat.has_large.set(true);
+                tables.page_start(first)
+            }))
+        };
+        self.key.with(allocate).unwrap_or(Ok(None))
+    }
+
+    /// Frees what the calling thread's lane can free without a lock: a block of a slab that was listed as full, or whose seat
+    /// was not the last one used, and a large block that can be kept. `None`, and nothing is done, if it is none of these.
+    pub(super) fn free_from_own(&self, block: u64) -> Option<Result<()>> {
+        let tables = &self.tables;
+        let free = |seat: &LaneSeat| {
+            let (page, distance) = tables.quick_page(block);
+            if seat.bins.kept.keep_large(tables, page, distance, seat.bins.lane()) {
+                return Some(Ok(()));
+            }
+            if let Err(corruption) = seat.bins.open(tables, &self.classes, page) {
+                return Some(Err(corruption.into()));
+            }
+            match seat.bins.free_hot(tables, block) {
+                Hot::Freed => Some(Ok(())),
+                Hot::Unsettled(page) => Some(self.settle_freed(page)),
+                Hot::NotHere => None,
+            }
+        };
+        self.key.with(free).flatten()
+    }
+
+    /// After a block of a slab of the calling thread's lane was freed: puts the slab where it belongs now.
+    #[cold]
+    pub(super) fn settle_freed(&self, page: u64) -> Result<()> {
+        let settle = |seat: &LaneSeat| match seat.bins.settle(&self.tables, &self.classes, page)? {
+            Some(slab) => self.give_back_emptied(seat, &slab),
+            None => Ok(()),
+        };
+        self.key.with(settle).unwrap_or(Ok(()))
+    }
+
     /// Gives back the span of a slab of the calling thread's lane that has become wholly free and stands in no list. The
     /// block that was freed is free whatever happens here: without the lock, the slab stays with its lane.
     #[cold]
-    pub(super) fn give_back_emptied(&self, head: PageIndex, class: ClassIndex) -> Result<()> {
-        let info = Bins::class_info(&self.classes, class, &self.tables)?;
-        let give_back = |seat: &LaneSeat| {
-            let slab = Slab { head, class, info, lane: seat.bins.lane() };
-            match self.lock(slab.lane) {
-                Ok(lock) => self.free_span_of(&lock, &slab),
-                Err(_) => Ok(seat.bins.own(&self.tables, &slab)?),
+    pub(super) fn give_back_emptied(&self, seat: &LaneSeat, slab: &Slab<'_>) -> Result<()> {
+        match self.lock(slab.lane) {
+            Ok(lock) => self.free_span_of(&lock, slab),
+            Err(_) => {
+                seat.bins.own(&self.tables, slab);
+                Ok(())
             }
-        };
-        self.key.with(give_back).unwrap_or(Ok(()))
+        }
     }
 
     /// Frees a block that needs the lock, or a lane: a large one, an orphan's, or one whose slab is changing hands.
@@ -239,7 +290,7 @@ impl Attachment {
             {
                 return match seat.bins.free(&self.tables, &slab, bit)? {
                     Freed::Kept => Ok(()),
-                    Freed::Emptied => self.give_back_emptied(slab.head, slab.class),
+                    Freed::Emptied => self.give_back_emptied(seat, &slab),
                 };
             }
             let lock = self.lock_for(caller)?;
@@ -259,7 +310,7 @@ impl Attachment {
             Located::Block { slab, bit } if slab.lane == SHARED_LANE => match caller {
                 Caller::Lane(seat) => {
                     orphan::adopt(tables, locked, &slab, seat.bins.lane())?;
-                    seat.bins.own(tables, &Slab { lane: seat.bins.lane(), ..slab })?;
+                    seat.bins.own(tables, &Slab { lane: seat.bins.lane(), ..slab });
                     Ok(false)
                 }
                 Caller::Shared { .. } => orphan::free(tables, locked, &slab, bit).map(|()| true),

@@ -5,10 +5,11 @@
 //!
 //! Not here: mapping an object into memory (`region`), what is at stake when a lane dies (`recovery`).
 
-#![allow(unsafe_code, reason = "this room makes the system calls that have no safe wrapper, and keeps thread-local seats")]
+#![allow(unsafe_code, reason = "this room makes the system calls that have no safe wrapper, and keeps thread-local seats and private memory")]
 
 pub(crate) mod clock;
 pub(crate) mod futex;
+pub(crate) mod lines;
 pub(crate) mod lock;
 pub(crate) mod object;
 pub(crate) mod seat;

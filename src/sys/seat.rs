@@ -4,26 +4,26 @@
 //! that value. It is reached by shared reference only (its fields are cells), so a call that comes in while another is
 //! under way on the same thread cannot break Rust's rules.
 //!
-//! S1. A seat's memory is freed by nothing but the end of its thread; before that, `HOT` is cleared.
-//! S2. A key's number is never used again, and seats of a key have the key's type. So an entry of `HOT` whose number is
-//!     the key's points to a live seat of the key's type.
+//! S1. A seat's memory is freed at the end of its thread, or once it is abandoned; before that, `HOT` is cleared. A seat that
+//!     was forgotten stays until the thread ends: a call that forked may still be at work on it.
+//! S2. A key's number is never used again, and seats of a key have the key's type. So while the number in `HOT` is the
+//!     key's, the address beside it, which is written together with it, is that of a live seat of the key's type.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a thread keeps for one heap.
-pub(crate) trait Seat: Default + 'static {
+pub(crate) trait Seat: 'static {
     /// The thread ends while it sits here.
     fn vacate(&self);
-    /// True if what the seat belonged to is gone, so that the seat may be given to another key.
+    /// True if what the seat belonged to is gone, so that nobody can use it any more.
     fn is_abandoned(&self) -> bool;
 }
 
 /// Type-erased [`Seat`], as the thread's list keeps it.
-trait AnySeat: Any {
+trait AnySeat {
     fn vacate(&self);
     fn is_abandoned(&self) -> bool;
 }
@@ -52,13 +52,10 @@ struct Slot {
 #[derive(Default)]
 struct Slots(RefCell<Vec<Slot>>);
 
-/// A key's number and its seat; number 0 is none.
-type HotEntry = (Cell<u64>, Cell<*const ()>);
-
-const HOT_ENTRIES: usize = 4;
-
 thread_local! {
-    static HOT: [HotEntry; HOT_ENTRIES] = const { [const { (Cell::new(0), Cell::new(ptr::null())) }; HOT_ENTRIES] };
+    /// The number of the key that was used last, and its seat; number 0 is none. A thread that uses several heaps in turn
+    /// finds the others in its list.
+    static HOT: (Cell<u64>, Cell<*const ()>) = const { (Cell::new(0), Cell::new(ptr::null())) };
     static SLOTS: Slots = const { Slots(RefCell::new(Vec::new())) };
 }
 
@@ -74,15 +71,7 @@ impl Drop for Slots {
 }
 
 fn clear_hot() {
-    HOT.with(|hot| hot.iter().for_each(|(number, _)| number.set(0)));
-}
-
-/// The entry of `HOT` that a key's number maps to.
-#[inline]
-fn hot_entry(hot: &[HotEntry; HOT_ENTRIES], number: u64) -> &HotEntry {
-    let [first, ..] = hot;
-    // The index is always in range; the compiler sees that, and leaves only the load.
-    hot.get(number as usize % HOT_ENTRIES).unwrap_or(first)
+    HOT.with(|(number, _)| number.set(0));
 }
 
 impl<T: Seat> SeatKey<T> {
@@ -97,70 +86,66 @@ impl<T: Seat> SeatKey<T> {
         self.number
     }
 
+    /// Calls `f` with the calling thread's seat, if it is the one that was used last; `None` if it has none, or if it has to
+    /// be looked for ([`Self::with`]). No call comes before `f`, so that what surrounds it keeps its registers.
+    #[inline]
+    pub(crate) fn with_hot<R>(&self, f: impl FnOnce(&T) -> R) -> Option<R> {
+        let seat = HOT.with(|(number, seat)| (number.get() == self.number).then(|| seat.get()))?;
+        // SAFETY: as in `with`.
+        Some(f(unsafe { &*seat.cast::<T>() }))
+    }
+
     /// Calls `f` with the calling thread's seat; `None` if it has none.
     #[inline]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&T) -> R) -> Option<R> {
-        let seat = HOT.with(|hot| {
-            let (number, seat) = hot_entry(hot, self.number);
-            if number.get() == self.number { seat.get() } else { self.find() }
-        });
-        if seat.is_null() {
-            return None;
-        }
-        // SAFETY: S1 and S2: a non-null pointer found under this number is a live seat of type T, and the seat outlives
-        // this call because only the end of this very thread frees it.
+        let hot = HOT.with(|(number, seat)| (number.get() == self.number).then(|| seat.get()));
+        let seat = match hot {
+            Some(seat) => seat,
+            None => self.find()?.as_ptr(),
+        };
+        // SAFETY: S1 and S2: a pointer found under this number is a live seat of type T, and the seat outlives this call
+        // because only the end of this very thread frees it.
         let seat = unsafe { &*seat.cast::<T>() };
         Some(f(seat))
     }
 
     /// The seat's address by way of the thread's list; makes it hot.
     #[cold]
-    fn find(&self) -> *const () {
+    fn find(&self) -> Option<NonNull<()>> {
         let seat = SLOTS.try_with(|slots| {
             let slots = slots.0.try_borrow().ok()?;
             let slot = slots.iter().find(|slot| slot.number.get() == self.number)?;
-            Some(ptr::from_ref::<dyn AnySeat>(slot.seat.as_ref()).cast::<()>())
+            Some(NonNull::from(slot.seat.as_ref()).cast::<()>())
         });
-        match seat {
-            Ok(Some(seat)) => {
-                self.make_hot(seat);
-                seat
-            }
-            _ => ptr::null(),
-        }
+        let seat = seat.ok().flatten()?;
+        self.make_hot(seat.as_ptr());
+        Some(seat)
     }
 
     fn make_hot(&self, seat: *const ()) {
-        HOT.with(|hot| {
-            let (number, address) = hot_entry(hot, self.number);
+        HOT.with(|(number, address)| {
             number.set(self.number);
             address.set(seat);
         });
     }
 
-    /// Gives the calling thread a seat, prepared by `prepare`; false if the thread is ending and can have none.
-    pub(crate) fn occupy(&self, prepare: impl FnOnce(&T)) -> bool {
-        SLOTS
-            .try_with(|slots| {
-                let Ok(mut slots) = slots.0.try_borrow_mut() else { return false };
-                let reusable = slots.iter().position(|slot| {
-                    let any: &dyn Any = slot.seat.as_ref();
-                    any.is::<T>() && (slot.number.get() == 0 || slot.seat.is_abandoned())
-                });
-                let index = reusable.unwrap_or_else(|| {
-                    slots.push(Slot { number: Cell::new(0), seat: Box::new(T::default()) });
-                    slots.len().saturating_sub(1)
-                });
-                let Some(slot) = slots.get(index) else { return false };
-                let any: &dyn Any = slot.seat.as_ref();
-                let Some(seat) = any.downcast_ref::<T>() else { return false };
-                clear_hot();
-                prepare(seat);
-                slot.number.set(self.number);
-                self.make_hot(ptr::from_ref(seat).cast());
-                true
-            })
-            .unwrap_or(false)
+    /// Gives the calling thread a seat; gives it back if the thread is ending and can have none.
+    pub(crate) fn occupy(&self, seat: T) -> Result<(), T> {
+        let mut seat = Some(Box::new(seat));
+        let _ = SLOTS.try_with(|slots| {
+            let Ok(mut slots) = slots.0.try_borrow_mut() else { return };
+            let Some(seat) = seat.take() else { return };
+            let address = ptr::from_ref(seat.as_ref()).cast();
+            let slot = Slot { number: Cell::new(self.number), seat };
+            clear_hot();
+            // S1: nobody can be using an abandoned seat, for who calls in its name holds what it belongs to.
+            match slots.iter_mut().find(|slot| slot.number.get() != 0 && slot.seat.is_abandoned()) {
+                Some(abandoned) => *abandoned = slot,
+                None => slots.push(slot),
+            }
+            self.make_hot(address);
+        });
+        seat.map_or(Ok(()), |seat| Err(*seat))
     }
 }
 
@@ -188,6 +173,16 @@ mod tests {
         owner: RefCell<std::rc::Weak<()>>,
     }
 
+    impl Counter {
+        fn of(value: u32) -> Self {
+            Self { value: Cell::new(value), ..Self::default() }
+        }
+
+        fn told(count: &Arc<AtomicU32>) -> Self {
+            Self { vacated: RefCell::new(Some(count.clone())), ..Self::default() }
+        }
+    }
+
     impl Seat for Counter {
         fn vacate(&self) {
             if let Some(count) = self.vacated.take() {
@@ -200,15 +195,13 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_its_own_value_and_more_keys_than_hot_entries_work() {
+    fn each_key_has_its_own_value_and_several_keys_can_be_used_in_turn() {
         let owner = Rc::new(());
         let keys: Vec<SeatKey<Counter>> = (0..9).map(|_| SeatKey::new()).collect();
         for (value, key) in (0u32..).zip(&keys) {
             assert!(key.with(|_| ()).is_none());
-            assert!(key.occupy(|seat| {
-                seat.value.set(value);
-                *seat.owner.borrow_mut() = Rc::downgrade(&owner);
-            }));
+            let seat = Counter { owner: RefCell::new(Rc::downgrade(&owner)), ..Counter::of(value) };
+            assert!(key.occupy(seat).is_ok());
         }
         for (value, key) in (0u32..).zip(&keys) {
             assert_eq!(key.with(|seat| seat.value.get()), Some(value));
@@ -221,18 +214,18 @@ mod tests {
         let key: SeatKey<Counter> = SeatKey::new();
         // Joined by hand: the end of a scope waits for the closure only, not for what the thread's end does.
         std::thread::scope(|scope| {
-            let occupy = || key.occupy(|seat| *seat.vacated.borrow_mut() = Some(count.clone()));
-            scope.spawn(occupy).join().expect("the thread ends well")
+            let occupy = || key.occupy(Counter::told(&count)).is_ok();
+            assert!(scope.spawn(occupy).join().expect("the thread ends well"));
         });
         assert_eq!(count.load(Ordering::SeqCst), 1);
     }
 
     #[test]
-    fn an_abandoned_seat_is_given_to_the_next_key_and_the_old_key_finds_nothing() {
+    fn an_abandoned_seat_makes_room_for_the_next_and_its_key_finds_nothing() {
         let old: SeatKey<Counter> = SeatKey::new();
         let new: SeatKey<Counter> = SeatKey::new();
-        assert!(old.occupy(|seat| seat.value.set(1)));
-        assert!(new.occupy(|seat| seat.value.set(2)));
+        assert!(old.occupy(Counter::of(1)).is_ok());
+        assert!(new.occupy(Counter::of(2)).is_ok());
         assert_eq!(old.with(|seat| seat.value.get()), None);
         assert_eq!(new.with(|seat| seat.value.get()), Some(2));
     }
@@ -243,7 +236,7 @@ mod tests {
         let key: SeatKey<Counter> = SeatKey::new();
         std::thread::scope(|scope| {
             let occupy_and_forget = || {
-                key.occupy(|seat| *seat.vacated.borrow_mut() = Some(count.clone()));
+                assert!(key.occupy(Counter::told(&count)).is_ok());
                 forget(|number| number == key.number());
                 assert!(key.with(|_| ()).is_none());
             };
