@@ -148,10 +148,30 @@ impl Bins {
         Some(block)
     }
 
-    /// Finds the bin another word with free blocks, among what the lane has already; false if there is none.
-    pub(crate) fn refill(&self, tables: &Tables, classes: &Classes, class: ClassIndex) -> Result<bool> {
+    /// Goes on to the current slab's next word, in the common case: it has free blocks, and none that others have freed.
+    #[inline]
+    pub(crate) fn advance(&self, tables: &Tables, class: ClassIndex, info: &Class) -> bool {
         let bin = self.bin(class);
-        let Some(info) = classes.get(class) else { return Ok(false) };
+        let (word, pair) = (bin.word.get() + 1, bin.pair.get() + 1);
+        if bin.current.get() == 0 || word > info.last_word {
+            return false;
+        }
+        let Some([free, remote]) = tables.region.item::<2>(pair) else { return false };
+        let copy = free.load(Ordering::Acquire) & info.mask(word);
+        if copy == 0 || remote.load(Ordering::Acquire) != 0 {
+            return false;
+        }
+        self.last.block.set(0);
+        bin.copy.set(copy);
+        bin.pair.set(pair);
+        bin.base.set(bin.base.get() + 64 * bin.size.get());
+        bin.word.set(word);
+        true
+    }
+
+    /// Finds the bin another word with free blocks, among what the lane has already; false if there is none.
+    pub(crate) fn refill(&self, tables: &Tables, class: ClassIndex, info: &Class) -> Result<bool> {
+        let bin = self.bin(class);
         // Each round ends with a word, or with a slab less that might have room.
         for _ in 0..=tables.geometry.pages {
             if let Some(slab) = self.slab(tables, class, info, bin.current.get())? {
@@ -338,21 +358,23 @@ impl Bins {
     }
 
     /// Opens the slab on page `number`, if it is this lane's and listed as full: one of its blocks is about to be freed.
-    pub(crate) fn open(&self, tables: &Tables, classes: &Classes, number: u64) -> Result<bool> {
-        let Some((head, class, Kind::Full)) = self.notes.slab_on(number) else { return Ok(false) };
-        let Some(info) = classes.get(class) else { return Ok(false) };
-        let Some(slab) = self.slab(tables, class, info, head + 1)? else { return Ok(false) };
-        self.unlist(&slab);
-        self.notes.push_back(&self.bin(class).room, Kind::Room, &slab);
-        Ok(true)
+    pub(crate) fn open(&self, tables: &Tables, classes: &Classes, number: u64) {
+        let Some((head, class, Kind::Full)) = self.notes.slab_on(number) else { return };
+        let (Some(info), Some(head)) = (classes.get(class), tables.page(head)) else { return };
+        self.has_room_again(&Slab { head, class, info, lane: self.lane() });
+    }
+
+    /// A slab that was listed as full is so no more.
+    fn has_room_again(&self, slab: &Slab<'_>) {
+        self.unlist(slab);
+        self.notes.push_back(&self.bin(slab.class).room, Kind::Room, slab);
     }
 
     /// Frees a block of a slab of this lane.
     pub(crate) fn free(&self, tables: &Tables, slab: &Slab<'_>, bit: BlockBit) -> Result<Freed, Error> {
         slab.free_own(tables, bit)?;
         if self.notes.kind(slab.head) == Kind::Full {
-            self.unlist(slab);
-            self.notes.push_back(&self.bin(slab.class).room, Kind::Room, slab);
+            self.has_room_again(slab);
         }
         Ok(self.settle_slab(tables, slab))
     }

@@ -24,8 +24,9 @@ const NODES: usize = 512;
 const LARGE_MAX: usize = 256;
 /// A lane keeps no more than this part of the heap's pages, apart from one slab for each class.
 const PART_OF_PAGES: u32 = 16;
-/// A kept span serves a request for at least so many eighths of its pages.
-const EIGHTHS_MIN: u64 = 7;
+/// A kept span serves requests for at least so many eighths of its pages: so much may be lost to rounding as by size
+/// classes.
+const EIGHTHS_MIN: u64 = 6;
 
 /// A place in the lists: a page link, and the next node.
 #[derive(Debug, Clone, Copy, Default)]
@@ -186,15 +187,8 @@ impl Kept {
         None
     }
 
-    /// Allocates a large block of at least `count` pages from what is kept: its first page. `before_commit` is called with
-    /// the block's offset before its entry changes.
-    pub(crate) fn take_large(
-        &self,
-        tables: &Tables,
-        count: PageCount,
-        lane: LaneId,
-        mut before_commit: impl FnMut(u64),
-    ) -> Result<Option<PageIndex>, Corruption> {
+    /// Allocates a large block of at least `count` pages from what is kept: its first page.
+    pub(crate) fn take_large(&self, tables: &Tables, count: PageCount, lane: LaneId) -> Result<Option<PageIndex>, Corruption> {
         let most = u64::from(count.get()) * 8 / EIGHTHS_MIN;
         while let Some(pages) = self.fitting(count.get(), most as u32) {
             let Some(list) = self.large.get(pages as usize) else { return Ok(None) };
@@ -208,13 +202,17 @@ impl Kept {
                 continue;
             };
             let entry = PageEntry::large(lane).at(0, pages);
-            before_commit(tables.page_start(page));
             // COMMIT: the block is allocated.
             if swap(tables, page, entry.kept(), entry) {
                 return Ok(Some(page));
             }
         }
         Ok(None)
+    }
+
+    /// True if the lane keeps nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pages.get() == 0
     }
 
     /// Gives everything that the lane keeps back to the pages.
@@ -236,6 +234,7 @@ impl Kept {
 }
 
 /// Changes a first page's entry, if it is what it was.
+#[inline]
 fn swap(tables: &Tables, page: PageIndex, from: PageEntry, to: PageEntry) -> bool {
     // ORDERING O1: what was done with a block stays before the store that frees it, and what is done with one after the
     // load that allocated it.

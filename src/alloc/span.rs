@@ -51,6 +51,16 @@ pub(crate) fn allocate(
     Ok(first)
 }
 
+/// True if `count` pages can be taken without memory that was never used, or was given back.
+pub(crate) fn is_at_hand(tables: &Tables, _locked: &Locked, count: PageCount) -> Result<bool> {
+    let Some(first) = summary::find(tables, count.get(), tables.pages_high())? else { return Ok(false) };
+    let mut missing = false;
+    for_words(first, count.get(), |word, mask| {
+        missing |= tables.reserved_word(word).load(Ordering::Relaxed) & mask != mask;
+    });
+    Ok(!missing)
+}
+
 /// Gives pages back.
 pub(crate) fn free(tables: &Tables, locked: &Locked, first: PageIndex, count: PageCount) -> Result<()> {
     set(tables, locked, &[Range { first, count, entry: PageEntry::FREE }])

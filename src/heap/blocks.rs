@@ -49,7 +49,7 @@ impl Heap {
         if let Some(block) = block.flatten().and_then(Offset::new) {
             return Ok(block);
         }
-        self.allocate_slow(size, ALIGNMENT_MIN)
+        self.allocate_slow(size)
     }
 
     /// Allocates a block of at least `size` bytes whose offset, and whose address in every process, is a multiple of
@@ -70,7 +70,7 @@ impl Heap {
         if !alignment.is_power_of_two() || !(ALIGNMENT_MIN..=ALIGNMENT_MAX).contains(&alignment) {
             return Err(Error::BadAlignment { alignment });
         }
-        self.allocate_slow(size as u64, alignment)
+        self.allocate_far(size as u64, alignment)
     }
 
     /// Allocates a block of at least `size` bytes, all usable bytes of which are zero.
@@ -166,14 +166,20 @@ impl Heap {
         })
     }
 
+    /// What the bin's current word does not have.
+    #[inline(never)]
+    fn allocate_slow(&self, size: u64) -> Result<Offset> {
+        match self.attachment.allocate_from_own(size) {
+            Ok(Some(block)) => as_offset(block),
+            Ok(None) => self.allocate_far(size, ALIGNMENT_MIN),
+            Err(corruption) => Err(corruption.into()),
+        }
+    }
+
+    /// What the thread's lane does not have, or needs a class of its own.
     #[cold]
     #[inline(never)]
-    fn allocate_slow(&self, size: u64, alignment: u64) -> Result<Offset> {
-        if alignment == ALIGNMENT_MIN
-            && let Some(block) = self.attachment.allocate_from_own(size)?
-        {
-            return as_offset(block);
-        }
+    fn allocate_far(&self, size: u64, alignment: u64) -> Result<Offset> {
         let kind = self.attachment.kind(size, alignment)?;
         let block = self
             .as_caller(|caller| self.attachment.allocate(caller, kind, |_| ()))
@@ -181,13 +187,20 @@ impl Heap {
         as_offset(block)
     }
 
-    #[cold]
+    /// What was not found in an open slab of the thread's lane.
     #[inline(never)]
     fn deallocate_slow(&self, block: u64) -> Result<()> {
-        let attachment = &self.attachment;
-        if let Some(done) = attachment.free_from_own(block) {
-            return done;
+        match self.attachment.free_from_own(block) {
+            Hot::Freed => Ok(()),
+            Hot::Unsettled(page) => self.attachment.settle_freed(page),
+            Hot::NotHere => self.deallocate_far(block),
         }
+    }
+
+    /// What does not belong to the thread's lane, or is no block.
+    #[inline(never)]
+    fn deallocate_far(&self, block: u64) -> Result<()> {
+        let attachment = &self.attachment;
         attachment.check_writable()?;
         match slab::locate(&attachment.tables, &attachment.classes, block)? {
             // A block of another lane's slab is freed without a lane of one's own.

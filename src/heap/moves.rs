@@ -14,7 +14,7 @@ use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
 use super::paths::Kind;
 use crate::alloc::slab::BlockBit;
-use crate::alloc::{Freed, Located, Slab, slab};
+use crate::alloc::{Bins, Freed, Located, Slab, slab};
 use crate::error::Result;
 use crate::format::{ClassIndex, LaneRecord, MOVE_DECIDES, SHARED_LANE};
 use crate::journal::Locked;
@@ -57,7 +57,8 @@ impl Attachment {
         old: u64,
     ) -> Result<Option<u64>> {
         let has_room = |seat: &LaneSeat| -> Result<bool> {
-            Ok(seat.bins.has_copy(class) || seat.bins.refill(&self.tables, &self.classes, class)?)
+            let info = Bins::class_info(&self.classes, class, &self.tables)?;
+            Ok(seat.bins.has_copy(class) || seat.bins.refill(&self.tables, class, info)?)
         };
         if !has_room(seat)? {
             return Ok(None);

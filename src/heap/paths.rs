@@ -10,7 +10,7 @@ use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
 use crate::alloc::{Bins, Class, Freed, Hot, Located, Slab, large, orphan, slab, span};
 use crate::error::{Corruption, Error, OffsetFault, Result};
-use crate::format::{ClassIndex, LaneId, PageState, SHARED_LANE, superblock};
+use crate::format::{ClassIndex, LaneId, PageCount, PageState, SHARED_LANE, superblock};
 use crate::journal::Locked;
 use crate::recovery;
 
@@ -70,11 +70,12 @@ impl Attachment {
     /// Allocates, taking the heap lock where it is needed; `before_commit` is called with the block before it is allocated.
     pub(super) fn allocate(&self, caller: Caller<'_>, kind: Kind, mut before_commit: impl FnMut(u64)) -> Result<u64> {
         if let (Caller::Lane(seat), Kind::Small(class)) = (caller, kind) {
+            let info = Bins::class_info(&self.classes, class, &self.tables)?;
             for _ in 0..TRIES {
                 if let Some(block) = seat.bins.take(&self.tables, class, &mut before_commit) {
                     return Ok(block);
                 }
-                if !seat.bins.refill(&self.tables, &self.classes, class)? {
+                if !seat.bins.refill(&self.tables, class, info)? {
                     let lock = self.lock_for(caller)?;
                     match self.supply(&lock, seat, class) {
                         Err(Error::OutOfMemory { .. }) => {
@@ -107,11 +108,12 @@ impl Attachment {
         };
         match (kind, caller) {
             (Kind::Small(class), Caller::Lane(seat)) => {
+                let info = Bins::class_info(classes, class, tables)?;
                 for _ in 0..TRIES {
                     if let Some(block) = seat.bins.take(tables, class, &mut commit) {
                         return Ok(block);
                     }
-                    if !seat.bins.refill(tables, classes, class)? {
+                    if !seat.bins.refill(tables, class, info)? {
                         match self.supply(locked, seat, class) {
                             Err(Error::OutOfMemory { .. }) => return self.allocate_pages_for(locked, caller, class, commit),
                             supplied => supplied?,
@@ -143,6 +145,7 @@ impl Attachment {
     ) -> Result<u64> {
         if let Caller::Lane(seat) = caller {
             seat.has_large.set(true);
+            self.make_room(locked, seat, large::pages_for(&self.tables, size)?.get())?;
         }
         large::allocate(&self.tables, locked, size, caller.lane(), before_commit)
     }
@@ -183,9 +186,22 @@ impl Attachment {
                 return Ok(());
             }
         }
+        self.make_room(locked, seat, info.pages)?;
         let slab = orphan::new_slab(tables, locked, class, info, lane)?;
         seat.bins.start_on(tables, &slab)?;
         Ok(())
+    }
+
+    /// Before a lane takes memory that was never used, it gives back what it keeps: then memory grows with what is in use, and
+    /// not by what each size class once needed.
+    fn make_room(&self, locked: &Locked, seat: &LaneSeat, pages: u32) -> Result<()> {
+        let kept = &seat.bins.kept;
+        match PageCount::new(pages) {
+            Some(pages) if !kept.is_empty() && !span::is_at_hand(&self.tables, locked, pages)? => {
+                kept.give_back(&self.tables, locked, &self.classes, seat.bins.lane())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Calls `attempt`; if memory is short, gives back what can be given back and calls it once more.
@@ -217,18 +233,17 @@ impl Attachment {
 
     /// Allocates from what the calling thread's lane has already, and needs no lock for: another word, a kept span. `None` if
     /// there is nothing, or the thread has no lane yet.
-    pub(super) fn allocate_from_own(&self, size: u64) -> Result<Option<u64>> {
+    pub(super) fn allocate_from_own(&self, size: u64) -> Result<Option<u64>, Corruption> {
         let tables = &self.tables;
         let class = self.classes.quick(size);
         let allocate = |seat: &LaneSeat| {
-            if seat.bins.has_copy(class) || seat.bins.refill(tables, &self.classes, class)? {
-                return Ok(seat.bins.take(tables, class, |_| ()));
+            if let Some(info) = self.classes.get(class) {
+                let bins = &seat.bins;
+                let has_any = bins.has_copy(class) || bins.advance(tables, class, info) || bins.refill(tables, class, info)?;
+                return Ok(if has_any { bins.take(tables, class, |_| ()) } else { None });
             }
-            if self.classes.get(class).is_some() || size == 0 {
-                return Ok(None);
-            }
-            let pages = large::pages_for(tables, size)?;
-            let first = seat.bins.kept.take_large(tables, pages, seat.bins.lane(), |_| ())?;
+            let Ok(pages) = large::pages_for(tables, size) else { return Ok(None) };
+            let first = seat.bins.kept.take_large(tables, pages, seat.bins.lane())?;
             Ok(first.map(|first| {
                 seat.has_large.set(true);
                 tables.page_start(first)
@@ -238,28 +253,22 @@ impl Attachment {
     }
 
     /// Frees what the calling thread's lane can free without a lock: a block of a slab that was listed as full, or whose seat
-    /// was not the last one used, and a large block that can be kept. `None`, and nothing is done, if it is none of these.
-    pub(super) fn free_from_own(&self, block: u64) -> Option<Result<()>> {
+    /// was not the last one used, and a large block that can be kept.
+    pub(super) fn free_from_own(&self, block: u64) -> Hot {
         let tables = &self.tables;
         let free = |seat: &LaneSeat| {
             let (page, distance) = tables.quick_page(block);
             if seat.bins.kept.keep_large(tables, page, distance, seat.bins.lane()) {
-                return Some(Ok(()));
+                return Hot::Freed;
             }
-            if let Err(corruption) = seat.bins.open(tables, &self.classes, page) {
-                return Some(Err(corruption.into()));
-            }
-            match seat.bins.free_hot(tables, block) {
-                Hot::Freed => Some(Ok(())),
-                Hot::Unsettled(page) => Some(self.settle_freed(page)),
-                Hot::NotHere => None,
-            }
+            seat.bins.open(tables, &self.classes, page);
+            seat.bins.free_hot(tables, block)
         };
-        self.key.with(free).flatten()
+        self.key.with(free).unwrap_or(Hot::NotHere)
     }
 
     /// After a block of a slab of the calling thread's lane was freed: puts the slab where it belongs now.
-    #[cold]
+    #[inline(never)]
     pub(super) fn settle_freed(&self, page: u64) -> Result<()> {
         let settle = |seat: &LaneSeat| match seat.bins.settle(&self.tables, &self.classes, page)? {
             Some(slab) => self.give_back_emptied(seat, &slab),
