@@ -121,11 +121,6 @@ impl Bins {
         self.bins.get(usize::from(class.0) % CLASS_SLOTS).unwrap_or(first)
     }
 
-    /// True if the current word has a block left.
-    pub(crate) fn has_copy(&self, class: ClassIndex) -> bool {
-        self.bin(class).copy.get() != 0
-    }
-
     /// Allocates a block from the current word; `None` if that has none left. `before_commit` is called with the
     /// block's offset before its bit changes.
     #[inline]
@@ -148,9 +143,15 @@ impl Bins {
         Some(block)
     }
 
+    /// True if the current word has a block left, or another one could be found among what the lane has already.
+    #[inline]
+    pub(crate) fn has_any(&self, tables: &Tables, class: ClassIndex, info: &Class) -> Result<bool> {
+        Ok(self.bin(class).copy.get() != 0 || self.advance(tables, class, info) || self.refill(tables, class, info)?)
+    }
+
     /// Goes on to the current slab's next word, in the common case: it has free blocks, and none that others have freed.
     #[inline]
-    pub(crate) fn advance(&self, tables: &Tables, class: ClassIndex, info: &Class) -> bool {
+    fn advance(&self, tables: &Tables, class: ClassIndex, info: &Class) -> bool {
         let bin = self.bin(class);
         let (word, pair) = (bin.word.get() + 1, bin.pair.get() + 1);
         if bin.current.get() == 0 || word > info.last_word {
@@ -170,7 +171,7 @@ impl Bins {
     }
 
     /// Finds the bin another word with free blocks, among what the lane has already; false if there is none.
-    pub(crate) fn refill(&self, tables: &Tables, class: ClassIndex, info: &Class) -> Result<bool> {
+    fn refill(&self, tables: &Tables, class: ClassIndex, info: &Class) -> Result<bool> {
         let bin = self.bin(class);
         // Each round ends with a word, or with a slab less that might have room.
         for _ in 0..=tables.geometry.pages {
@@ -355,6 +356,15 @@ impl Bins {
         free.store(before | bit, Ordering::Release); // COMMIT
         bin.copy.set(bin.copy.get() | bit);
         Hot::Freed
+    }
+
+    /// An allocated block of one of this lane's slabs; `None` if `offset` is none.
+    pub(crate) fn own_block<'a>(&self, tables: &Tables, classes: &'a Classes, offset: u64) -> Option<(Slab<'a>, BlockBit)> {
+        let (number, _) = tables.quick_page(offset);
+        let (head, class, _) = self.notes.slab_on(number)?;
+        let slab = Slab { head: tables.page(head)?, class, info: classes.get(class)?, lane: self.lane() };
+        let bit = slab.block_bit(tables, offset)?;
+        slab.is_allocated(tables, bit).then_some((slab, bit))
     }
 
     /// Opens the slab on page `number`, if it is this lane's and listed as full: one of its blocks is about to be freed.

@@ -144,12 +144,17 @@ impl Kept {
         Ok(None)
     }
 
-    /// Frees the large block that starts at this distance from the start of the pages, on page `number`, by keeping it. False,
-    /// and nothing has happened, if none starts there, or if the lane keeps enough already.
-    pub(crate) fn keep_large(&self, tables: &Tables, number: u64, distance: u64, lane: LaneId) -> bool {
-        let Some([word]) = tables.region.item::<1>(number) else { return false };
-        let entry = PageEntry(word.load(Ordering::Acquire));
-        if entry.state() != Some(PageState::Large) || distance != number << tables.geometry.page_shift {
+    /// Frees the large block that starts at this distance from the start of the pages, on page `number` with this entry, by
+    /// keeping it. False, and nothing has happened, if none starts there, or if the lane keeps enough already.
+    pub(crate) fn keep_large(
+        &self,
+        tables: &Tables,
+        number: u64,
+        distance: u64,
+        entry: PageEntry,
+        lane: LaneId,
+    ) -> bool {
+        if distance != number << tables.geometry.page_shift {
             return false;
         }
         let (Some(first), Some(count)) = (tables.page(number as u32), PageCount::new(entry.number())) else { return false };

@@ -53,6 +53,18 @@ pub(crate) fn locate<'a>(tables: &Tables, classes: &'a Classes, offset: u64) -> 
     locate_large(tables, page, entry, offset)
 }
 
+/// Finds the block of a slab that starts at `offset`, allocated or not; `None` if none does, whatever else may be there.
+#[inline]
+pub(crate) fn find<'a>(tables: &Tables, classes: &'a Classes, offset: u64) -> Option<(Slab<'a>, BlockBit)> {
+    let (number, _) = tables.quick_page(offset);
+    let entry = tables.quick_entry(number)?;
+    if entry.state() != Some(PageState::Slab) {
+        return None;
+    }
+    let slab = slab_of(tables, classes, tables.page(number as u32)?, entry).ok()?;
+    slab.block_bit(tables, offset).map(|bit| (slab, bit))
+}
+
 /// The slab to which a page with this entry belongs.
 #[inline]
 pub(crate) fn slab_of<'a>(

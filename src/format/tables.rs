@@ -93,6 +93,13 @@ impl Tables {
         (distance >> self.geometry.page_shift, distance)
     }
 
+    /// The entry of page `number`, which may be any; `None` if the page is not known to be in use.
+    #[inline]
+    pub(crate) fn quick_entry(&self, number: u64) -> Option<PageEntry> {
+        let [word] = self.region.item::<1>(number)?;
+        Some(PageEntry(word.load(Ordering::Acquire)))
+    }
+
     /// The number, among all such pairs, of the free word and the remote word of 64 blocks of the slab that starts at page
     /// `head`.
     #[inline]

@@ -126,7 +126,18 @@ impl Heap {
     /// # Ok::<(), shmheap::Error>(())
     /// ```
     pub fn reallocate(&self, block: Offset, size: usize) -> Result<Offset> {
-        let new_size = size as u64;
+        let attachment = &*self.attachment;
+        let resize = |seat: &LaneSeat| attachment.resize_own(seat, block.get(), size as u64);
+        match attachment.key.with_hot(resize).unwrap_or(Ok(None)) {
+            Ok(Some(resized)) => as_offset(resized),
+            Ok(None) => self.reallocate_far(block, size as u64),
+            Err(corruption) => Err(corruption.into()),
+        }
+    }
+
+    /// What is not done within the slabs of the thread's lane.
+    #[inline(never)]
+    fn reallocate_far(&self, block: Offset, new_size: u64) -> Result<Offset> {
         if new_size == 0 {
             return Err(Error::ZeroSize);
         }
@@ -202,16 +213,13 @@ impl Heap {
     fn deallocate_far(&self, block: u64) -> Result<()> {
         let attachment = &self.attachment;
         attachment.check_writable()?;
-        match slab::locate(&attachment.tables, &attachment.classes, block)? {
+        if let Some((slab, bit)) = slab::find(&attachment.tables, &attachment.classes, block)
+            && slab.lane != SHARED_LANE
+            && attachment.key.with(|seat| seat.bins.lane()) != Some(slab.lane)
+        {
             // A block of another lane's slab is freed without a lane of one's own.
-            Located::Block { slab, bit } if slab.lane != SHARED_LANE => {
-                let is_mine = attachment.key.with(|seat| seat.bins.lane() == slab.lane).unwrap_or(false);
-                if !is_mine {
-                    slab.free_remote(&attachment.tables, bit)?;
-                    return self.tell_owner(slab);
-                }
-            }
-            _ => {}
+            slab.free_remote(&attachment.tables, bit)?;
+            return self.tell_owner(slab);
         }
         self.as_caller(|caller| attachment.deallocate(caller, block))
     }

@@ -14,8 +14,8 @@ use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
 use super::paths::Kind;
 use crate::alloc::slab::BlockBit;
-use crate::alloc::{Bins, Freed, Located, Slab, slab};
-use crate::error::Result;
+use crate::alloc::{Bins, Class, Freed, Slab};
+use crate::error::{Corruption, Result};
 use crate::format::{ClassIndex, LaneRecord, MOVE_DECIDES, SHARED_LANE};
 use crate::journal::Locked;
 
@@ -31,7 +31,10 @@ impl Attachment {
             turn = turn.again();
         }
         let new = match (turn, kind) {
-            (Caller::Lane(seat), Kind::Small(class)) => self.begin_in_own_slab(seat, class, record, old)?,
+            (Caller::Lane(seat), Kind::Small(class)) => {
+                let info = Bins::class_info(&self.classes, class, &self.tables)?;
+                self.begin_in_own_slab(seat, class, info, record, old)?
+            }
             _ => None,
         };
         let new = match new {
@@ -48,19 +51,41 @@ impl Attachment {
         }
     }
 
+    /// Resizes a block of the lane's own slabs to another block of them, or leaves it where it is; its new offset. `None`,
+    /// and nothing is done, if that is not possible, or if there is something to complain of.
+    pub(super) fn resize_own(&self, seat: &LaneSeat, old: u64, size: u64) -> Result<Option<u64>, Corruption> {
+        let class = self.classes.quick(size);
+        let Some(own) = seat.bins.own_block(&self.tables, &self.classes, old) else { return Ok(None) };
+        let (slab, _) = own;
+        if slab.class == class {
+            return Ok(Some(old));
+        }
+        let (Some(info), Some(record)) = (self.classes.get(class), self.tables.lane(seat.bins.lane())) else { return Ok(None) };
+        if record.is_moving() {
+            return Ok(None);
+        }
+        let Some(new) = self.begin_in_own_slab(seat, class, info, record, old)? else { return Ok(None) };
+        self.tables.region.copy_within(old, new, size.min(u64::from(slab.info.size)));
+        record.move_old().store(old | MOVE_DECIDES, Ordering::Release);
+        if self.free_own(Caller::Lane(seat), record, seat, own).is_err() {
+            // Somebody else has freed the old block meanwhile, and is to be told; there is one block too many.
+            record.move_old().store(old, Ordering::Release);
+            self.take_back(Caller::Lane(seat), record, new);
+            return Ok(None);
+        }
+        Ok(Some(new))
+    }
+
     /// Allocates the new block where that needs no lock.
     fn begin_in_own_slab(
         &self,
         seat: &LaneSeat,
         class: ClassIndex,
+        info: &Class,
         record: LaneRecord<'_>,
         old: u64,
-    ) -> Result<Option<u64>> {
-        let has_room = |seat: &LaneSeat| -> Result<bool> {
-            let info = Bins::class_info(&self.classes, class, &self.tables)?;
-            Ok(seat.bins.has_copy(class) || seat.bins.refill(&self.tables, class, info)?)
-        };
-        if !has_room(seat)? {
+    ) -> Result<Option<u64>, Corruption> {
+        if !seat.bins.has_any(&self.tables, class, info)? {
             return Ok(None);
         }
         record.move_old().store(old, Ordering::Release);
@@ -96,9 +121,9 @@ impl Attachment {
 
     /// Frees the old block: COMMIT of the move.
     fn free_moved(&self, caller: Caller<'_>, record: LaneRecord<'_>, old: u64) -> Result<()> {
-        if let Some(own) = self.own_block(caller, old)? {
+        if let Some((seat, own)) = self.own_block(caller, old) {
             record.move_old().store(old | MOVE_DECIDES, Ordering::Release);
-            let freed = self.free_own(caller, record, own);
+            let freed = self.free_own(caller, record, seat, own);
             if freed.is_err() {
                 record.move_old().store(old, Ordering::Release);
             }
@@ -113,14 +138,10 @@ impl Attachment {
         freed
     }
 
-    /// A block of a slab of the caller's lane, if it is one.
-    fn own_block<'a>(&'a self, caller: Caller<'a>, block: u64) -> Result<Option<(&'a LaneSeat, Slab<'a>, BlockBit)>> {
-        match (caller, slab::locate(&self.tables, &self.classes, block)?) {
-            (Caller::Lane(seat), Located::Block { slab, bit }) if slab.lane == seat.bins.lane() => {
-                Ok(Some((seat, slab, bit)))
-            }
-            _ => Ok(None),
-        }
+    /// An allocated block of a slab of the caller's lane, if it is one.
+    fn own_block<'a>(&'a self, caller: Caller<'a>, block: u64) -> Option<(&'a LaneSeat, (Slab<'a>, BlockBit))> {
+        let Caller::Lane(seat) = caller else { return None };
+        Some((seat, seat.bins.own_block(&self.tables, &self.classes, block)?))
     }
 
     /// Frees such a block, and ends the move.
@@ -128,7 +149,8 @@ impl Attachment {
         &self,
         caller: Caller<'_>,
         record: LaneRecord<'_>,
-        (seat, slab, bit): (&LaneSeat, Slab<'_>, BlockBit),
+        seat: &LaneSeat,
+        (slab, bit): (Slab<'_>, BlockBit),
     ) -> Result<()> {
         let freed = seat.bins.free(&self.tables, &slab, bit)?;
         self.end_move(caller, record);
@@ -143,9 +165,8 @@ impl Attachment {
     /// until the lane's next move, or its end.
     #[cold]
     fn take_back(&self, caller: Caller<'_>, record: LaneRecord<'_>, new: u64) {
-        let own = self.own_block(caller, new);
-        if let Ok(Some(own)) = own
-            && self.free_own(caller, record, own).is_ok()
+        if let Some((seat, own)) = self.own_block(caller, new)
+            && self.free_own(caller, record, seat, own).is_ok()
         {
             return;
         }

@@ -75,7 +75,7 @@ impl Attachment {
                 if let Some(block) = seat.bins.take(&self.tables, class, &mut before_commit) {
                     return Ok(block);
                 }
-                if !seat.bins.refill(&self.tables, class, info)? {
+                if !seat.bins.has_any(&self.tables, class, info)? {
                     let lock = self.lock_for(caller)?;
                     match self.supply(&lock, seat, class) {
                         Err(Error::OutOfMemory { .. }) => {
@@ -113,7 +113,7 @@ impl Attachment {
                     if let Some(block) = seat.bins.take(tables, class, &mut commit) {
                         return Ok(block);
                     }
-                    if !seat.bins.refill(tables, class, info)? {
+                    if !seat.bins.has_any(tables, class, info)? {
                         match self.supply(locked, seat, class) {
                             Err(Error::OutOfMemory { .. }) => return self.allocate_pages_for(locked, caller, class, commit),
                             supplied => supplied?,
@@ -238,9 +238,8 @@ impl Attachment {
         let class = self.classes.quick(size);
         let allocate = |seat: &LaneSeat| {
             if let Some(info) = self.classes.get(class) {
-                let bins = &seat.bins;
-                let has_any = bins.has_copy(class) || bins.advance(tables, class, info) || bins.refill(tables, class, info)?;
-                return Ok(if has_any { bins.take(tables, class, |_| ()) } else { None });
+                let has_any = seat.bins.has_any(tables, class, info)?;
+                return Ok(if has_any { seat.bins.take(tables, class, |_| ()) } else { None });
             }
             let Ok(pages) = large::pages_for(tables, size) else { return Ok(None) };
             let first = seat.bins.kept.take_large(tables, pages, seat.bins.lane())?;
@@ -256,13 +255,17 @@ impl Attachment {
     /// was not the last one used, and a large block that can be kept.
     pub(super) fn free_from_own(&self, block: u64) -> Hot {
         let tables = &self.tables;
-        let free = |seat: &LaneSeat| {
-            let (page, distance) = tables.quick_page(block);
-            if seat.bins.kept.keep_large(tables, page, distance, seat.bins.lane()) {
-                return Hot::Freed;
+        let (page, distance) = tables.quick_page(block);
+        let Some(entry) = tables.quick_entry(page) else { return Hot::NotHere };
+        let free = |seat: &LaneSeat| match entry.state() {
+            Some(PageState::Slab) if entry.lane() == seat.bins.lane() => {
+                seat.bins.open(tables, &self.classes, page);
+                seat.bins.free_hot(tables, block)
             }
-            seat.bins.open(tables, &self.classes, page);
-            seat.bins.free_hot(tables, block)
+            Some(PageState::Large) if seat.bins.kept.keep_large(tables, page, distance, entry, seat.bins.lane()) => {
+                Hot::Freed
+            }
+            _ => Hot::NotHere,
         };
         self.key.with(free).unwrap_or(Hot::NotHere)
     }

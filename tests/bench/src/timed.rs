@@ -1,6 +1,6 @@
 //! Times the workloads. In every round each allocator runs the workload once, so that whatever slows the machine down
-//! for a while slows all of them; what is told is the median of the rounds. A round that is not counted comes first,
-//! warms up, and shows how often an allocator must repeat the workload for a measurement of the right length.
+//! for a while slows all of them; what is told is the median of the rounds. Two rounds that are not counted come first:
+//! one warms up, the other shows how often an allocator must repeat the workload for a measurement of the right length.
 
 use anyhow::{Context, Result};
 
@@ -90,6 +90,8 @@ pub(crate) fn scaling(contestants: &[Contestant], effort: Effort) -> Result<Vec<
 fn interleaved(count: usize, effort: Effort, measure: impl Fn(usize, usize) -> Result<Elapsed>) -> Result<Vec<f64>> {
     let mut repeats = Vec::new();
     for index in 0..count {
+        // First touches of memory take many times longer than the workload itself, and come once.
+        measure(index, 1)?;
         let once = measure(index, 1)?.ns.max(1);
         repeats.push((effort.measurement_ns / once).clamp(1, REPEATS_MAX) as usize);
     }
