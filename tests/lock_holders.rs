@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use common::shared::Words;
 use common::worker::{Worker, dispatch, hear, number, parameter, say};
-use common::{PATIENCE, Random, all_offsets, assert_emptied, lane_of, new_heap, until};
+use common::{PATIENCE, Random, Segment, all_offsets, assert_emptied, lane_of, new_heap, until};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use shmheap::{Error, Heap};
 
-/// A size with pages of its own: each allocation and each free takes the heap lock.
-const LARGE: usize = 256 << 10;
+/// More pages than a lane keeps: each allocation and each free takes the heap lock.
+const LARGE: usize = 1100 << 10;
 /// How often a worker is stopped, at most, until it is caught with the lock.
 const TRIES: u32 = 20_000;
 
@@ -78,7 +78,9 @@ fn stop_with_the_lock(heap: &Heap, board: &Words, worker: &Worker, index: usize,
 
 #[test]
 fn a_holder_that_is_killed_is_replaced_at_once_and_its_work_is_finished_or_undone() {
-    let (_segment, heap) = new_heap("dead-holder");
+    // Room for what those leave who are killed between allocating and freeing.
+    let segment = Segment::new("dead-holder");
+    let heap = segment.create(&Heap::options().capacity(64 << 20));
     let board = Words::create(&heap, "board", 8);
     let mut random = Random::new(11);
     let waiting = start(&heap, 1);

@@ -20,8 +20,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 use shmheap::{Error, Heap};
 
-/// A size with pages of its own: each allocation and each free takes the heap lock.
-const LARGE: usize = 256 << 10;
+/// More pages than a lane keeps: each allocation and each free takes the heap lock.
+const LARGE: usize = 1100 << 10;
 
 #[test]
 fn worker_entry() {

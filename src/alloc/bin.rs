@@ -46,8 +46,8 @@ pub(crate) enum Hot {
     NotHere,
     /// Freed it.
     Freed,
-    /// Freed it, and with it the whole of its word: [`Bins::settle`] is to be called for its page.
-    Unsettled(u64),
+    /// Freed it, and with it the whole of its word: [`Bins::settle`] is to be called for it.
+    Unsettled,
 }
 
 /// What a lane keeps for one class; what allocating needs comes first, and all of it fits into a cache line.
@@ -181,11 +181,8 @@ impl Bins {
                 }
                 self.retire(tables, &slab);
             }
-            let next = match self.slab(tables, class, info, self.notes.first(&bin.room))? {
-                Some(slab) => {
-                    self.unlist(&slab);
-                    Some(slab)
-                }
+            let next = match self.slab(tables, class, info, self.notes.pop_front(&bin.room))? {
+                Some(slab) => Some(slab),
                 None => match self.scan(tables, class, info)? {
                     Some(slab) => Some(slab),
                     None => self.take_kept(tables, class, info)?,
@@ -225,6 +222,7 @@ impl Bins {
     }
 
     /// Puts a slab that stands in no list into the one where it belongs.
+    #[inline]
     fn enlist(&self, tables: &Tables, slab: &Slab<'_>) {
         let bin = self.bin(slab.class);
         if slab.word_with_room(tables, 0).is_some() {
@@ -248,6 +246,7 @@ impl Bins {
     }
 
     /// Makes the first word at or after `from` that has a free block the current one.
+    #[inline]
     fn enter(&self, tables: &Tables, slab: &Slab<'_>, from: u32) -> bool {
         let bin = self.bin(slab.class);
         let first_pair = tables.quick_index(u64::from(slab.head.get()), 0);
@@ -317,6 +316,7 @@ impl Bins {
     }
 
     /// The slab of this class to which a link in private memory leads.
+    #[inline]
     fn slab<'a>(&self, tables: &Tables, class: ClassIndex, info: &'a Class, link: u32) -> Result<Option<Slab<'a>>> {
         let head = tables.linked_page(link, tables.geometry.data_start)?;
         Ok(head.map(|head| Slab { head, class, info, lane: self.lane() }))
@@ -329,8 +329,7 @@ impl Bins {
         if offset == self.last.block.get() {
             return self.free_last(tables);
         }
-        let (page, distance) = tables.quick_page(offset);
-        let Some(found) = self.notes.find(page, distance) else { return Hot::NotHere };
+        let Some(found) = self.notes.find(tables, offset) else { return Hot::NotHere };
         let Some([free, remote]) = tables.region.item::<2>(found.pair) else { return Hot::NotHere };
         let bit = 1u64 << (found.index % 64);
         let before = free.load(Ordering::Relaxed);
@@ -339,7 +338,7 @@ impl Bins {
         }
         // ORDERING O1: as in `Slab::try_free_own`.
         free.store(before | bit, Ordering::Release); // COMMIT
-        if before | bit == u64::MAX { Hot::Unsettled(page) } else { Hot::Freed }
+        if before | bit == u64::MAX { Hot::Unsettled } else { Hot::Freed }
     }
 
     /// Frees the block that was allocated last, and puts it back into its word's copy, so that it is the next one too.
@@ -360,24 +359,26 @@ impl Bins {
 
     /// An allocated block of one of this lane's slabs; `None` if `offset` is none.
     pub(crate) fn own_block<'a>(&self, tables: &Tables, classes: &'a Classes, offset: u64) -> Option<(Slab<'a>, BlockBit)> {
-        let (number, _) = tables.quick_page(offset);
-        let (head, class, _) = self.notes.slab_on(number)?;
+        let (head, class, _) = self.notes.slab_around(tables, offset)?;
         let slab = Slab { head: tables.page(head)?, class, info: classes.get(class)?, lane: self.lane() };
         let bit = slab.block_bit(tables, offset)?;
         slab.is_allocated(tables, bit).then_some((slab, bit))
     }
 
-    /// Opens the slab on page `number`, if it is this lane's and listed as full: one of its blocks is about to be freed.
-    pub(crate) fn open(&self, tables: &Tables, classes: &Classes, number: u64) {
-        let Some((head, class, Kind::Full)) = self.notes.slab_on(number) else { return };
+    /// Opens the slab around `offset`, if it is this lane's and listed as full: one of its blocks is about to be freed.
+    pub(crate) fn open(&self, tables: &Tables, classes: &Classes, offset: u64) {
+        let Some((head, class, Kind::Full)) = self.notes.slab_around(tables, offset) else { return };
         let (Some(info), Some(head)) = (classes.get(class), tables.page(head)) else { return };
         self.has_room_again(&Slab { head, class, info, lane: self.lane() });
     }
 
     /// A slab that was listed as full is so no more.
+    #[inline]
     fn has_room_again(&self, slab: &Slab<'_>) {
-        self.unlist(slab);
-        self.notes.push_back(&self.bin(slab.class).room, Kind::Room, slab);
+        let bin = self.bin(slab.class);
+        bin.full_count.set(bin.full_count.get().saturating_sub(1));
+        self.notes.unlist(&bin.full, slab);
+        self.notes.push_back(&bin.room, Kind::Room, slab);
     }
 
     /// Frees a block of a slab of this lane.
@@ -389,10 +390,10 @@ impl Bins {
         Ok(self.settle_slab(tables, slab))
     }
 
-    /// After [`Hot::Unsettled`]: puts the slab on page `number` where it belongs now. Returns it if it is
+    /// After [`Hot::Unsettled`]: puts the slab around `offset` where it belongs now. Returns it if it is
     /// [`Freed::Emptied`].
-    pub(crate) fn settle<'a>(&self, tables: &Tables, classes: &'a Classes, number: u64) -> Result<Option<Slab<'a>>> {
-        let Some((head, class, _)) = self.notes.slab_on(number) else { return Ok(None) };
+    pub(crate) fn settle<'a>(&self, tables: &Tables, classes: &'a Classes, offset: u64) -> Result<Option<Slab<'a>>> {
+        let Some((head, class, _)) = self.notes.slab_around(tables, offset) else { return Ok(None) };
         let Some(info) = classes.get(class) else { return Ok(None) };
         let slab = self.slab(tables, class, info, head + 1)?;
         Ok(slab.filter(|slab| self.settle_slab(tables, slab) == Freed::Emptied))

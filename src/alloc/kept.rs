@@ -22,7 +22,7 @@ use crate::journal::Locked;
 const NODES: usize = 512;
 /// Longest large span that is kept, in pages.
 const LARGE_MAX: usize = 256;
-/// A lane keeps no more than this part of the heap's pages, apart from one slab for each class.
+/// A lane keeps no more than this part of the heap's pages, apart from one slab for each class, and one span in any case.
 const PART_OF_PAGES: u32 = 16;
 /// A kept span serves requests for at least so many eighths of its pages: so much may be lost to rounding as by size
 /// classes.
@@ -102,9 +102,9 @@ impl Kept {
         Some(page)
     }
 
-    /// True if so many pages more may be kept.
+    /// True if so many pages more may be kept. One span may always be, in the smallest heap too.
     fn has_room_for(&self, tables: &Tables, pages: u32) -> bool {
-        self.pages.get().saturating_add(pages) <= tables.geometry.pages / PART_OF_PAGES
+        self.is_empty() || self.pages.get().saturating_add(pages) <= tables.geometry.pages / PART_OF_PAGES
     }
 
     fn list_of(&self, class: ClassIndex) -> Option<&Cell<u16>> {
@@ -146,14 +146,7 @@ impl Kept {
 
     /// Frees the large block that starts at this distance from the start of the pages, on page `number` with this entry, by
     /// keeping it. False, and nothing has happened, if none starts there, or if the lane keeps enough already.
-    pub(crate) fn keep_large(
-        &self,
-        tables: &Tables,
-        number: u64,
-        distance: u64,
-        entry: PageEntry,
-        lane: LaneId,
-    ) -> bool {
+    pub(crate) fn keep_large(&self, tables: &Tables, number: u64, distance: u64, entry: PageEntry, lane: LaneId) -> bool {
         if distance != number << tables.geometry.page_shift {
             return false;
         }
@@ -193,7 +186,12 @@ impl Kept {
     }
 
     /// Allocates a large block of at least `count` pages from what is kept: its first page.
-    pub(crate) fn take_large(&self, tables: &Tables, count: PageCount, lane: LaneId) -> Result<Option<PageIndex>, Corruption> {
+    pub(crate) fn take_large(
+        &self,
+        tables: &Tables,
+        count: PageCount,
+        lane: LaneId,
+    ) -> Result<Option<PageIndex>, Corruption> {
         let most = u64::from(count.get()) * 8 / EIGHTHS_MIN;
         while let Some(pages) = self.fitting(count.get(), most as u32) {
             let Some(list) = self.large.get(pages as usize) else { return Ok(None) };
@@ -203,7 +201,8 @@ impl Kept {
             };
             self.mark(pages, list.get() != 0);
             self.pages.set(self.pages.get().saturating_sub(pages));
-            let (Some(page), Some(pages)) = (tables.linked_page(link, superblock::PAGES_HIGH)?, PageCount::new(pages)) else {
+            let (Some(page), Some(pages)) = (tables.linked_page(link, superblock::PAGES_HIGH)?, PageCount::new(pages))
+            else {
                 continue;
             };
             let entry = PageEntry::large(lane).at(0, pages);

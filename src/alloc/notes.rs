@@ -1,7 +1,7 @@
 //! Notes: what a lane writes down, in private memory, of the slabs that it owns.
 //!
-//! There is a note for each page of the heap, reached by the page's number, so that one look tells all that freeing a block
-//! needs. A slab has the same note on each of its pages, but for the links of lists, which are on its first.
+//! There is a note for each page's worth of the region, reached by an offset's high bits, so that one look tells all that
+//! freeing a block needs. A slab has the same note on each of its pages, but in which list it stands is noted on its first only.
 //!
 //! M1. A note is open iff its page belongs to a slab of this lane that may have free blocks added to it at once: one that
 //!     is not listed as full. Notes of other pages are closed: no block is found by them.
@@ -9,7 +9,7 @@
 //!
 //! | word | |
 //! |---|---|
-//! | 0 | distance of the slab's first byte from the start of the pages |
+//! | 0 | offset of the slab's first byte |
 //! | 1 | inverse of the odd part of the block size, modulo 2^64 |
 //! | 2 | number of the slab's first pair of words |
 //! | 3 | number of blocks while the note is open, else 0 |
@@ -55,35 +55,50 @@ pub(crate) struct Found {
 
 /// A lane's notes.
 #[derive(Debug)]
-pub(crate) struct Notes(Lines);
+pub(crate) struct Notes {
+    lines: Lines,
+    /// How many of them come before that of page 0.
+    before: u32,
+}
 
 impl Notes {
     /// Empty notes for a heap.
     pub(crate) fn new(tables: &Tables) -> Result<Self> {
-        Ok(Self(Lines::zeroed(tables.geometry.pages as usize)?))
+        let before = (tables.geometry.data_start >> tables.geometry.page_shift) as u32;
+        Ok(Self { lines: Lines::zeroed(before as usize + tables.geometry.pages as usize)?, before })
     }
 
+    /// The note of page `number`.
+    #[inline]
+    fn of_page(&self, number: u32) -> Option<&Line> {
+        self.lines.get(number as usize + self.before as usize)
+    }
+
+    #[inline]
     fn line(&self, link: u32) -> Option<&Line> {
-        self.0.get((link as usize).wrapping_sub(1))
+        self.of_page(link.checked_sub(1)?)
     }
 
-    /// The block that starts at this distance from the start of the pages, on page `number`, if a note tells of it.
+    /// The block that starts at `offset`, if a note tells of it.
     ///
     /// One multiplication by the inverse of the block size tells whether a block starts there, and which: only for
     /// multiples is the quotient small (Granlund and Montgomery, PLDI 1994, section 9).
     #[inline]
-    pub(crate) fn find(&self, number: u64, distance: u64) -> Option<Found> {
-        let [start, inverse, first_pair, open, about, ..] = self.0.get(number as usize)?;
-        let product = distance.wrapping_sub(start.get()).wrapping_mul(inverse.get());
+    pub(crate) fn find(&self, tables: &Tables, offset: u64) -> Option<Found> {
+        let [start, inverse, first_pair, open, about, ..] =
+            self.lines.get((offset >> tables.geometry.page_shift) as usize)?;
+        let product = offset.wrapping_sub(start.get()).wrapping_mul(inverse.get());
         let index = product.rotate_right(about.get() as u32);
         (index < open.get()).then(|| Found { index, pair: first_pair.get().wrapping_add(index / 64) })
     }
 
-    /// The first page of the lane's slab to which a page belongs, its class, and where it stands. `None` for other pages.
-    pub(crate) fn slab_on(&self, number: u64) -> Option<(u32, ClassIndex, Kind)> {
-        let [_, inverse, _, _, about, ..] = self.0.get(usize::try_from(number).ok()?)?;
-        let about = about.get();
-        (inverse.get() != 0).then(|| ((about >> HEAD_SHIFT) as u32, ClassIndex((about >> 8) as u8), kind_of(about)))
+    /// The first page of the lane's slab in which `offset` lies, its class, and where it stands. `None` for other places.
+    #[inline]
+    pub(crate) fn slab_around(&self, tables: &Tables, offset: u64) -> Option<(u32, ClassIndex, Kind)> {
+        let [_, inverse, _, _, about, ..] = self.lines.get((offset >> tables.geometry.page_shift) as usize)?;
+        let (head, class) = ((about.get() >> HEAD_SHIFT) as u32, ClassIndex((about.get() >> 8) as u8));
+        let [_, _, _, _, of_head, ..] = self.of_page(head)?;
+        (inverse.get() != 0).then(|| (head, class, kind_of(of_head.get())))
     }
 
     /// Writes open notes for a slab that has become the lane's.
@@ -92,8 +107,8 @@ impl Notes {
         let twist = slab.info.size.trailing_zeros();
         let about = u64::from(twist) | u64::from(slab.class.0) << 8 | u64::from(head) << HEAD_SHIFT;
         for page in head..head + slab.info.pages {
-            let Some([start, inverse, first_pair, open, word, links, ..]) = self.0.get(page as usize) else { return };
-            start.set(u64::from(head) << tables.geometry.page_shift);
+            let Some([start, inverse, first_pair, open, word, links, ..]) = self.of_page(page) else { return };
+            start.set(tables.page_start(slab.head));
             inverse.set(slab.info.inverse);
             first_pair.set(tables.quick_index(u64::from(head), 0));
             open.set(u64::from(slab.info.blocks));
@@ -106,27 +121,30 @@ impl Notes {
     pub(crate) fn remove(&self, slab: &Slab<'_>) {
         let head = slab.head.get();
         for page in head..head + slab.info.pages {
-            let Some([_, inverse, _, open, about, ..]) = self.0.get(page as usize) else { return };
+            let Some([_, inverse, _, open, about, ..]) = self.of_page(page) else { return };
             inverse.set(0);
             open.set(0);
             about.set(0);
         }
     }
 
+    #[inline]
     fn set_open(&self, slab: &Slab<'_>, is_open: bool) {
         let head = slab.head.get();
         for page in head..head + slab.info.pages {
-            let Some([_, _, _, open, ..]) = self.0.get(page as usize) else { return };
+            let Some([_, _, _, open, ..]) = self.of_page(page) else { return };
             open.set(if is_open { u64::from(slab.info.blocks) } else { 0 });
         }
     }
 
     /// Where a slab of the lane stands.
+    #[inline]
     pub(crate) fn kind(&self, head: PageIndex) -> Kind {
         self.line(head.link()).map_or(Kind::None, |[_, _, _, _, about, ..]| kind_of(about.get()))
     }
 
     /// Puts a slab of the lane, which stands in no list, last. The notes of full ones are closed.
+    #[inline]
     pub(crate) fn push_back(&self, ends: &Ends, kind: Kind, slab: &Slab<'_>) {
         let link = slab.head.link();
         let last = ends.last.get();
@@ -144,6 +162,7 @@ impl Notes {
     }
 
     /// Takes a slab out of its list, in which it stands. The notes of full ones are opened.
+    #[inline]
     pub(crate) fn unlist(&self, ends: &Ends, slab: &Slab<'_>) {
         let Some([_, _, _, _, about, links, ..]) = self.line(slab.head.link()) else { return };
         let (next, previous) = ((links.get() & 0xffff_ffff) as u32, (links.get() >> 32) as u32);
@@ -161,7 +180,23 @@ impl Notes {
         about.set(about.get() & !(0xff << KIND_SHIFT));
     }
 
+    /// Takes the first slab out of a list that is not that of full ones: a page link, or 0.
+    #[inline]
+    pub(crate) fn pop_front(&self, ends: &Ends) -> u32 {
+        let link = ends.first.get();
+        let Some([_, _, _, _, about, links, ..]) = self.line(link) else { return 0 };
+        let next = (links.get() & 0xffff_ffff) as u32;
+        ends.first.set(next);
+        match self.line(next) {
+            Some([.., links, _, _]) => links.set(links.get() & 0xffff_ffff),
+            None => ends.last.set(0),
+        }
+        about.set(about.get() & !(0xff << KIND_SHIFT));
+        link
+    }
+
     /// The first slab of a list: a page link, or 0.
+    #[inline]
     pub(crate) fn first(&self, ends: &Ends) -> u32 {
         ends.first.get()
     }
@@ -175,6 +210,7 @@ fn code_of(kind: Kind) -> u64 {
     }
 }
 
+#[inline]
 fn kind_of(about: u64) -> Kind {
     match about >> KIND_SHIFT & 0xff {
         1 => Kind::Room,

@@ -264,14 +264,20 @@ impl Slab<'_> {
     /// True if every free bit is set.
     #[inline]
     pub(crate) fn is_wholly_free(&self, tables: &Tables) -> bool {
-        (0..self.info.words()).all(|word| self.free_word(tables, word).load(Ordering::Relaxed) == u64::MAX)
+        let first = tables.quick_index(u64::from(self.head.get()), 0);
+        let is_free = |pair| {
+            let words = tables.region.item::<2>(pair);
+            words.is_some_and(|[free, _]| free.load(Ordering::Relaxed) == u64::MAX)
+        };
+        (first..first + u64::from(self.info.words())).all(is_free)
     }
 
     /// The first word at or after `from` with a free block.
     pub(crate) fn word_with_room(&self, tables: &Tables, from: u32) -> Option<u32> {
+        let first = tables.quick_index(u64::from(self.head.get()), 0);
         (from..self.info.words()).find(|word| {
-            let free = self.free_word(tables, *word).load(Ordering::Relaxed);
-            free & self.info.mask(*word) != 0
+            let words = tables.region.item::<2>(first + u64::from(*word));
+            words.is_some_and(|[free, _]| free.load(Ordering::Relaxed) & self.info.mask(*word) != 0)
         })
     }
 

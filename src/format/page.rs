@@ -101,7 +101,6 @@ impl PageEntry {
         Self(self.0 + 3)
     }
 
-
     /// True for the first page of a kept span.
     pub(crate) fn is_kept(self) -> bool {
         matches!(self.state(), Some(PageState::KeptSlab | PageState::KeptLarge))

@@ -100,7 +100,7 @@ impl Heap {
         let free = |seat: &LaneSeat| seat.bins.free_hot(&attachment.tables, block.get());
         match attachment.key.with_hot(free) {
             Some(Hot::Freed) => Ok(()),
-            Some(Hot::Unsettled(page)) => attachment.settle_freed(page),
+            Some(Hot::Unsettled) => attachment.settle_freed(block.get()),
             Some(Hot::NotHere) | None => self.deallocate_slow(block.get()),
         }
     }
@@ -203,7 +203,7 @@ impl Heap {
     fn deallocate_slow(&self, block: u64) -> Result<()> {
         match self.attachment.free_from_own(block) {
             Hot::Freed => Ok(()),
-            Hot::Unsettled(page) => self.attachment.settle_freed(page),
+            Hot::Unsettled => self.attachment.settle_freed(block),
             Hot::NotHere => self.deallocate_far(block),
         }
     }

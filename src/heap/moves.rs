@@ -60,7 +60,9 @@ impl Attachment {
         if slab.class == class {
             return Ok(Some(old));
         }
-        let (Some(info), Some(record)) = (self.classes.get(class), self.tables.lane(seat.bins.lane())) else { return Ok(None) };
+        let (Some(info), Some(record)) = (self.classes.get(class), self.tables.lane(seat.bins.lane())) else {
+            return Ok(None);
+        };
         if record.is_moving() {
             return Ok(None);
         }

@@ -259,7 +259,7 @@ impl Attachment {
         let Some(entry) = tables.quick_entry(page) else { return Hot::NotHere };
         let free = |seat: &LaneSeat| match entry.state() {
             Some(PageState::Slab) if entry.lane() == seat.bins.lane() => {
-                seat.bins.open(tables, &self.classes, page);
+                seat.bins.open(tables, &self.classes, block);
                 seat.bins.free_hot(tables, block)
             }
             Some(PageState::Large) if seat.bins.kept.keep_large(tables, page, distance, entry, seat.bins.lane()) => {
@@ -272,8 +272,8 @@ impl Attachment {
 
     /// After a block of a slab of the calling thread's lane was freed: puts the slab where it belongs now.
     #[inline(never)]
-    pub(super) fn settle_freed(&self, page: u64) -> Result<()> {
-        let settle = |seat: &LaneSeat| match seat.bins.settle(&self.tables, &self.classes, page)? {
+    pub(super) fn settle_freed(&self, block: u64) -> Result<()> {
+        let settle = |seat: &LaneSeat| match seat.bins.settle(&self.tables, &self.classes, block)? {
             Some(slab) => self.give_back_emptied(seat, &slab),
             None => Ok(()),
         };

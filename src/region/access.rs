@@ -48,7 +48,15 @@ const WORD: u64 = 8;
 impl Region {
     pub(crate) fn new(mapping: Mapping, object: Option<Arc<Object>>) -> Self {
         let (base, len) = (mapping.base(), mapping.len());
-        Self { base, len, singles: Table::EMPTY, pairs: Table::EMPTY, object, os_page_mask: crate::sys::os_page_size().saturating_sub(1), mapping }
+        Self {
+            base,
+            len,
+            singles: Table::EMPTY,
+            pairs: Table::EMPTY,
+            object,
+            os_page_mask: crate::sys::os_page_size().saturating_sub(1),
+            mapping,
+        }
     }
 
     /// Bytes in the region.

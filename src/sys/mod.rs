@@ -5,7 +5,10 @@
 //!
 //! Not here: mapping an object into memory (`region`), what is at stake when a lane dies (`recovery`).
 
-#![allow(unsafe_code, reason = "this room makes the system calls that have no safe wrapper, and keeps thread-local seats and private memory")]
+#![allow(
+    unsafe_code,
+    reason = "this room makes the system calls that have no safe wrapper, and keeps thread-local seats and private memory"
+)]
 
 pub(crate) mod clock;
 pub(crate) mod futex;
