@@ -51,7 +51,7 @@ pub(crate) enum Hot {
 }
 
 /// What a lane keeps for one class; what allocating needs comes first, and all of it fits into a cache line.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(C, align(64))]
 struct Bin {
     /// Free blocks of the current word that are not taken yet.
@@ -75,6 +75,21 @@ struct Bin {
 
 const _: () = assert!(size_of::<Bin>() == 64, "a bin is a cache line");
 
+impl Bin {
+    const EMPTY: Self = Self {
+        copy: Cell::new(0),
+        pair: Cell::new(0),
+        base: Cell::new(0),
+        size: Cell::new(0),
+        current: Cell::new(0),
+        word: Cell::new(0),
+        room: Ends::EMPTY,
+        full: Ends::EMPTY,
+        full_count: Cell::new(0),
+        to_scan: Cell::new(0),
+    };
+}
+
 /// The block that a lane has allocated last: it is often the next that is freed. All zero for none.
 #[derive(Debug, Default)]
 struct Last {
@@ -91,19 +106,21 @@ pub(crate) struct Bins {
     lane: LaneId,
     /// Value of the PRESSURE word when the lane last gave back what it keeps.
     pressure: Cell<u64>,
-    bins: [Bin; CLASS_SLOTS],
+    bins: Box<[Bin; CLASS_SLOTS]>,
     pub(crate) kept: Kept,
 }
 
 impl Bins {
     /// Empty bins for `lane`.
     pub(crate) fn new(tables: &Tables, lane: LaneId) -> Result<Self, Error> {
+        // One after the other: as a whole they would be built on the stack, and copied several times.
+        let bins: Vec<Bin> = (0..CLASS_SLOTS).map(|_| Bin::EMPTY).collect();
         Ok(Self {
             last: Last::default(),
             notes: Notes::new(tables)?,
             lane,
             pressure: Cell::new(tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed)),
-            bins: std::array::from_fn(|_| Bin::default()),
+            bins: bins.try_into().unwrap_or_else(|_| Box::new([const { Bin::EMPTY }; CLASS_SLOTS])),
             kept: Kept::default(),
         })
     }
@@ -116,7 +133,7 @@ impl Bins {
 
     #[inline]
     fn bin(&self, class: ClassIndex) -> &Bin {
-        let [first, ..] = &self.bins;
+        let [first, ..] = &*self.bins;
         // The index is always in range; the compiler sees that, and leaves only the address.
         self.bins.get(usize::from(class.0) % CLASS_SLOTS).unwrap_or(first)
     }

@@ -9,11 +9,11 @@
 //! K3. What is here is private memory, and says only where kept spans may be; the entries are the truth. Should the lane
 //!     die, recovery finds its kept spans by their entries, and frees them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 
 use super::size_class::CLASS_SLOTS;
-use super::{Slab, span};
+use super::{Classes, Slab, span};
 use crate::error::{Corruption, Result};
 use crate::format::{ClassIndex, LaneId, PageCount, PageEntry, PageIndex, PageState, SHARED_LANE, Tables, superblock};
 use crate::journal::Locked;
@@ -39,9 +39,13 @@ struct Node {
 /// Nodes are named by their index plus 1; 0 = none.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    nodes: [Cell<Node>; NODES],
+    /// Grows as far as it is needed, up to [`NODES`].
+    nodes: RefCell<Vec<Node>>,
+    /// The first of those that are in no list.
     unused: Cell<u16>,
     slabs: [Cell<u16>; CLASS_SLOTS],
+    /// Bit n: there is a slab of class n.
+    slab_bits: Cell<u64>,
     large: [Cell<u16>; LARGE_MAX + 1],
     /// Bit n of word w: there is a large span of 64 w + n pages.
     large_bits: [Cell<u64>; LARGE_MAX / 64 + 1],
@@ -51,54 +55,46 @@ pub(crate) struct Kept {
 
 impl Default for Kept {
     fn default() -> Self {
-        let kept = Self {
-            nodes: std::array::from_fn(|_| Cell::default()),
-            unused: Cell::default(),
-            slabs: std::array::from_fn(|_| Cell::default()),
-            large: std::array::from_fn(|_| Cell::default()),
-            large_bits: std::array::from_fn(|_| Cell::default()),
-            pages: Cell::default(),
-        };
-        kept.reset();
-        kept
+        Self {
+            nodes: RefCell::default(),
+            unused: Cell::new(0),
+            slabs: [const { Cell::new(0) }; CLASS_SLOTS],
+            slab_bits: Cell::new(0),
+            large: [const { Cell::new(0) }; LARGE_MAX + 1],
+            large_bits: [const { Cell::new(0) }; LARGE_MAX / 64 + 1],
+            pages: Cell::new(0),
+        }
     }
 }
 
 impl Kept {
-    /// Forgets everything.
-    pub(crate) fn reset(&self) {
-        for (number, node) in (2u16..).zip(&self.nodes) {
-            let next = if usize::from(number) <= NODES { number } else { 0 };
-            node.set(Node { page: 0, next });
-        }
-        self.unused.set(1);
-        self.slabs.iter().chain(&self.large).for_each(|first| first.set(0));
-        self.large_bits.iter().for_each(|bits| bits.set(0));
-        self.pages.set(0);
-    }
-
-    fn node(&self, number: u16) -> Option<&Cell<Node>> {
-        self.nodes.get(usize::from(number).checked_sub(1)?)
-    }
-
     /// Puts a page first in a list; false if there is no node left.
     fn push(&self, list: &Cell<u16>, page: PageIndex) -> bool {
+        let mut nodes = self.nodes.borrow_mut();
+        let node = Node { page: page.link(), next: list.get() };
         let number = self.unused.get();
-        let Some(node) = self.node(number) else { return false };
-        self.unused.set(node.get().next);
-        node.set(Node { page: page.link(), next: list.get() });
-        list.set(number);
+        if let Some(unused) = nodes.get_mut(usize::from(number).wrapping_sub(1)) {
+            self.unused.set(unused.next);
+            *unused = node;
+            list.set(number);
+            return true;
+        }
+        if nodes.len() >= NODES {
+            return false;
+        }
+        nodes.push(node);
+        list.set(nodes.len() as u16);
         true
     }
 
     /// Takes the first page out of a list.
     fn pop(&self, list: &Cell<u16>) -> Option<u32> {
         let number = list.get();
-        let node = self.node(number)?;
-        let Node { page, next } = node.get();
-        list.set(next);
-        node.set(Node { page: 0, next: self.unused.get() });
-        self.unused.set(number);
+        let mut nodes = self.nodes.borrow_mut();
+        let node = nodes.get_mut(usize::from(number).wrapping_sub(1))?;
+        let page = node.page;
+        list.set(node.next);
+        *node = Node { page: 0, next: self.unused.replace(number) };
         Some(page)
     }
 
@@ -118,6 +114,7 @@ impl Kept {
         if (list.get() != 0 && !self.has_room_for(tables, slab.info.pages)) || !self.push(list, slab.head) {
             return false;
         }
+        self.slab_bits.set(self.slab_bits.get() | 1 << (slab.class.0 % 64));
         self.pages.set(self.pages.get().saturating_add(slab.info.pages));
         let entry = PageEntry::slab(slab.class, slab.lane);
         tables.entry_word(slab.head).store(entry.kept().0, Ordering::Release);
@@ -220,19 +217,31 @@ impl Kept {
     }
 
     /// Gives everything that the lane keeps back to the pages.
-    pub(crate) fn give_back(&self, tables: &Tables, locked: &Locked, classes: &super::Classes, lane: LaneId) -> Result<()> {
-        for list in self.slabs.iter().chain(&self.large) {
-            while let Some(link) = self.pop(list) {
-                if let Some(page) = tables.linked_page(link, superblock::PAGES_HIGH)? {
-                    let entry = tables.entry(page);
-                    if entry.lane() == lane {
-                        free_kept(tables, locked, classes, page, entry)?;
-                    }
+    pub(crate) fn give_back(&self, tables: &Tables, locked: &Locked, classes: &Classes, lane: LaneId) -> Result<()> {
+        let mut classes_left = self.slab_bits.replace(0);
+        while classes_left != 0 {
+            let list = self.slabs.get(classes_left.trailing_zeros() as usize);
+            classes_left &= classes_left - 1;
+            list.map_or(Ok(()), |list| self.free_list(tables, locked, classes, lane, list))?;
+        }
+        while let Some(pages) = self.fitting(1, LARGE_MAX as u32) {
+            self.mark(pages, false);
+            let list = self.large.get(pages as usize);
+            list.map_or(Ok(()), |list| self.free_list(tables, locked, classes, lane, list))?;
+        }
+        self.pages.set(0);
+        Ok(())
+    }
+
+    fn free_list(&self, tables: &Tables, locked: &Locked, classes: &Classes, lane: LaneId, list: &Cell<u16>) -> Result<()> {
+        while let Some(link) = self.pop(list) {
+            if let Some(page) = tables.linked_page(link, superblock::PAGES_HIGH)? {
+                let entry = tables.entry(page);
+                if entry.lane() == lane {
+                    free_kept(tables, locked, classes, page, entry)?;
                 }
             }
         }
-        self.large_bits.iter().for_each(|bits| bits.set(0));
-        self.pages.set(0);
         Ok(())
     }
 }
@@ -246,7 +255,7 @@ fn swap(tables: &Tables, page: PageIndex, from: PageEntry, to: PageEntry) -> boo
 }
 
 /// Pages of the kept span that starts with this entry; `None` if the entry says something else.
-pub(crate) fn pages_of(classes: &super::Classes, entry: PageEntry) -> Option<PageCount> {
+pub(crate) fn pages_of(classes: &Classes, entry: PageEntry) -> Option<PageCount> {
     match entry.state() {
         Some(PageState::KeptSlab) => classes.get(entry.class()).and_then(|info| PageCount::new(info.pages)),
         Some(PageState::KeptLarge) => PageCount::new(entry.number()),
@@ -262,7 +271,7 @@ pub(crate) fn pages_of(classes: &super::Classes, entry: PageEntry) -> Option<Pag
 pub(crate) fn free_kept(
     tables: &Tables,
     locked: &Locked,
-    classes: &super::Classes,
+    classes: &Classes,
     page: PageIndex,
     entry: PageEntry,
 ) -> Result<bool> {

@@ -38,10 +38,14 @@ const KIND_SHIFT: u32 = 16;
 const HEAD_SHIFT: u32 = 32;
 
 /// The ends of a list, as page links.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ends {
     first: Cell<u32>,
     last: Cell<u32>,
+}
+
+impl Ends {
+    pub(crate) const EMPTY: Self = Self { first: Cell::new(0), last: Cell::new(0) };
 }
 
 /// What a note tells of a block.

@@ -279,13 +279,15 @@ impl Heap {
     fn take_seat(&self) -> Result<()> {
         let attachment = &self.attachment;
         let Some(lane) = attachment.claim_lane()? else { return Ok(()) };
-        let seat = Bins::new(&attachment.tables, lane).map(|bins| LaneSeat {
-            bins,
-            has_large: Cell::new(false),
-            attachment: RefCell::new(Arc::downgrade(attachment)),
+        let seat = Bins::new(&attachment.tables, lane).map(|bins| {
+            Box::new(LaneSeat {
+                bins,
+                has_large: Cell::new(false),
+                attachment: RefCell::new(Arc::downgrade(attachment)),
+            })
         });
         // Without the memory for a seat, or if it is ending, the thread goes on with the shared lane.
-        let seated = seat.ok().is_some_and(|seat| attachment.key.occupy(seat).is_ok());
+        let seated = seat.ok().is_some_and(|seat| attachment.key.occupy(seat));
         if !seated {
             if let Ok(lock) = attachment.lock(lane) {
                 attachment.free_record(&lock, lane);

@@ -129,12 +129,10 @@ impl<T: Seat> SeatKey<T> {
         });
     }
 
-    /// Gives the calling thread a seat; gives it back if the thread is ending and can have none.
-    pub(crate) fn occupy(&self, seat: T) -> Result<(), T> {
-        let mut seat = Some(Box::new(seat));
-        let _ = SLOTS.try_with(|slots| {
-            let Ok(mut slots) = slots.0.try_borrow_mut() else { return };
-            let Some(seat) = seat.take() else { return };
+    /// Gives the calling thread a seat; false if the thread is ending and can have none.
+    pub(crate) fn occupy(&self, seat: Box<T>) -> bool {
+        let seated = SLOTS.try_with(|slots| {
+            let Ok(mut slots) = slots.0.try_borrow_mut() else { return false };
             let address = ptr::from_ref(seat.as_ref()).cast();
             let slot = Slot { number: Cell::new(self.number), seat };
             clear_hot();
@@ -144,8 +142,9 @@ impl<T: Seat> SeatKey<T> {
                 None => slots.push(slot),
             }
             self.make_hot(address);
+            true
         });
-        seat.map_or(Ok(()), |seat| Err(*seat))
+        seated.unwrap_or(false)
     }
 }
 
@@ -174,12 +173,12 @@ mod tests {
     }
 
     impl Counter {
-        fn of(value: u32) -> Self {
-            Self { value: Cell::new(value), ..Self::default() }
+        fn of(value: u32) -> Box<Self> {
+            Box::new(Self { value: Cell::new(value), ..Self::default() })
         }
 
-        fn told(count: &Arc<AtomicU32>) -> Self {
-            Self { vacated: RefCell::new(Some(count.clone())), ..Self::default() }
+        fn told(count: &Arc<AtomicU32>) -> Box<Self> {
+            Box::new(Self { vacated: RefCell::new(Some(count.clone())), ..Self::default() })
         }
     }
 
@@ -200,8 +199,9 @@ mod tests {
         let keys: Vec<SeatKey<Counter>> = (0..9).map(|_| SeatKey::new()).collect();
         for (value, key) in (0u32..).zip(&keys) {
             assert!(key.with(|_| ()).is_none());
-            let seat = Counter { owner: RefCell::new(Rc::downgrade(&owner)), ..Counter::of(value) };
-            assert!(key.occupy(seat).is_ok());
+            let seat = Counter::of(value);
+            *seat.owner.borrow_mut() = Rc::downgrade(&owner);
+            assert!(key.occupy(seat));
         }
         for (value, key) in (0u32..).zip(&keys) {
             assert_eq!(key.with(|seat| seat.value.get()), Some(value));
@@ -214,7 +214,7 @@ mod tests {
         let key: SeatKey<Counter> = SeatKey::new();
         // Joined by hand: the end of a scope waits for the closure only, not for what the thread's end does.
         std::thread::scope(|scope| {
-            let occupy = || key.occupy(Counter::told(&count)).is_ok();
+            let occupy = || key.occupy(Counter::told(&count));
             assert!(scope.spawn(occupy).join().expect("the thread ends well"));
         });
         assert_eq!(count.load(Ordering::SeqCst), 1);
@@ -224,8 +224,8 @@ mod tests {
     fn an_abandoned_seat_makes_room_for_the_next_and_its_key_finds_nothing() {
         let old: SeatKey<Counter> = SeatKey::new();
         let new: SeatKey<Counter> = SeatKey::new();
-        assert!(old.occupy(Counter::of(1)).is_ok());
-        assert!(new.occupy(Counter::of(2)).is_ok());
+        assert!(old.occupy(Counter::of(1)));
+        assert!(new.occupy(Counter::of(2)));
         assert_eq!(old.with(|seat| seat.value.get()), None);
         assert_eq!(new.with(|seat| seat.value.get()), Some(2));
     }
@@ -236,7 +236,7 @@ mod tests {
         let key: SeatKey<Counter> = SeatKey::new();
         std::thread::scope(|scope| {
             let occupy_and_forget = || {
-                assert!(key.occupy(Counter::told(&count)).is_ok());
+                assert!(key.occupy(Counter::told(&count)));
                 forget(|number| number == key.number());
                 assert!(key.with(|_| ()).is_none());
             };
