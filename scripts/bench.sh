@@ -43,6 +43,6 @@ clean_up() {
 }
 trap clean_up EXIT
 
-target=${CARGO_TARGET_DIR:-$root/tests/bench/target}
+target=${CARGO_TARGET_DIR:-$root/target/bench}
 cargo build --quiet --release --manifest-path "$root/tests/bench/Cargo.toml" --target-dir "$target"
 "$target/release/shmheap-bench" "$@"

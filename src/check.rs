@@ -4,7 +4,7 @@
 //! |---|---|
 //! | C1 | the header in the region is the one that was checked at attach |
 //! | C2 | `PAGES_HIGH` is at most the number of pages, and a multiple of 512 or all of them |
-//! | C3 | the pages below it are divided among free pages, slabs and large blocks, as their entries say |
+//! | C3 | the pages below it are divided among free pages, slabs, large blocks and kept spans, as their entries say |
 //! | C4 | a page's in-use bit is set iff its entry is not free |
 //! | C5 | every summary node says what lies below it |
 //! | C6 | the memory of every page in use is reserved, and so are the bitmaps of every slab |

@@ -177,7 +177,9 @@ fn visit_span(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool, page: 
         }
         Some(PageState::Large) => {
             if dead.contains(entry.lane()) {
-                tables.entry_word(page).store(entry.with_lane(SHARED_LANE).0, Ordering::Release);
+                // Unless somebody has freed it meanwhile, for which no lock is needed.
+                let (word, orphaned) = (tables.entry_word(page), entry.with_lane(SHARED_LANE));
+                let _ = word.compare_exchange(entry.0, orphaned.0, Ordering::AcqRel, Ordering::Relaxed);
             }
             Ok(entry.number().max(1))
         }

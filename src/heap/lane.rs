@@ -280,11 +280,7 @@ impl Heap {
         let attachment = &self.attachment;
         let Some(lane) = attachment.claim_lane()? else { return Ok(()) };
         let seat = Bins::new(&attachment.tables, lane).map(|bins| {
-            Box::new(LaneSeat {
-                bins,
-                has_large: Cell::new(false),
-                attachment: RefCell::new(Arc::downgrade(attachment)),
-            })
+            Box::new(LaneSeat { bins, has_large: Cell::new(false), attachment: RefCell::new(Arc::downgrade(attachment)) })
         });
         // Without the memory for a seat, or if it is ending, the thread goes on with the shared lane.
         let seated = seat.ok().is_some_and(|seat| attachment.key.occupy(seat));

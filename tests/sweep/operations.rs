@@ -75,6 +75,14 @@ fn reallocate<const SIZE: usize>(stage: &mut Stage) -> Result<()> {
     }
 }
 
+/// Where a seed has left no room in one piece, nothing changes.
+fn allocate_if_room<const SIZE: usize>(stage: &mut Stage) -> Result<()> {
+    match stage.heap().allocate(SIZE) {
+        Err(Error::OutOfMemory { .. }) => Ok(()),
+        allocated => allocated.map(drop),
+    }
+}
+
 fn construct(stage: &mut Stage) -> Result<()> {
     stage.heap().find_or_construct("name", 200, |_| Ok(())).map(drop)
 }
@@ -163,12 +171,20 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         |s| s.fill(&[12_000]),
         |s| refused(s.heap().allocate(112_000), |error| matches!(error, Error::OutOfMemory { .. })),
     ),
-    op("allocate, gives back what it keeps when memory is short", second_slab_nearly_empty, |s| {
-        match s.heap().allocate(50_000) {
-            Err(Error::OutOfMemory { .. }) => Ok(()),
-            allocated => allocated.map(drop),
-        }
+    op("allocate, gives back what it keeps when memory is short", second_slab_nearly_empty, allocate_if_room::<50_000>),
+    op("allocate, large that is kept", |s| s.keep(&[9_000]), allocate::<9_000>),
+    op("allocate, a slab that is kept", second_slab_nearly_empty, |s| {
+        (0..9).try_for_each(|_| s.heap().allocate(1024).map(drop))
     }),
+    op("allocate, gives back what it keeps before memory grows", |s| s.keep(&[1024, 9_000]), allocate_if_room::<40_000>),
+    op(
+        "allocate, takes what another keeps when memory is short",
+        |s| {
+            s.claim();
+            s.keep_elsewhere(&[1024, 60_000]);
+        },
+        allocate_if_room::<70_000>,
+    ),
     op("allocate_aligned 4096", |s| s.warm(), |s| s.heap().allocate_aligned(100, 4096).map(drop)),
     op("allocate_zeroed", |s| s.warm(), |s| s.heap().allocate_zeroed(100).map(drop)).fills(),
     op("deallocate, own", |s| s.fill(&[64, 64]), free_first),
@@ -192,6 +208,14 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         free_first,
     ),
     op("deallocate, large", |s| s.fill(&[10_000, 64]), free_first),
+    op(
+        "deallocate, large beside one that is kept",
+        |s| {
+            s.fill(&[9_000]);
+            s.keep(&[12_000]);
+        },
+        free_first,
+    ),
     op("reallocate, same class", |s| s.fill(&[100]), reallocate::<110>),
     op("reallocate, large shrinks", |s| s.fill(&[20_000]), reallocate::<9_000>),
     op("reallocate, large grows", |s| s.fill(&[9_000]), reallocate::<20_000>),
@@ -238,6 +262,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         },
         |s| s.heap().trim().map(drop),
     ),
+    op("trim, takes what others keep", |s| s.keep_elsewhere(&[1024, 9_000]), |s| s.heap().trim().map(drop)),
     op("allocate_into", cell, |s| s.heap().allocate_into(s.first(), 100).map(drop)),
     op("allocate_into, large", cell, |s| s.heap().allocate_into(s.first(), 10_000).map(drop)),
     op("free_from, own", |s| s.publish(100), free_from_first),
@@ -260,12 +285,14 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     op("attach, finds the dead", |s| s.fill_and_die(&[64, 1024, 9_000]), open),
     op("recover", |s| s.fill_and_die(&[64, 1024, 9_000]), |s| s.heap().recover().map(drop)),
+    op("recover, of one who kept spans", |s| s.keep_and_die(&[1024, 9_000]), |s| s.heap().recover().map(drop)),
     op("allocate, takes the lock from a dead holder", |s| s.die_with_the_lock(), allocate::<9_000>),
     op("find_or_construct, takes the lock from a dead holder", |s| s.die_with_the_lock(), construct),
     op("detach", |s| s.fill(&[64, 1024, 9_000]), detach),
     op("detach, leaves a slab that another has freed in", freed_by_another, detach),
     op("a thread ends", |s| s.fill(&[64, 1024]), |_| Ok(())).ends_thread(),
     op("a thread ends that has a large block", |s| s.fill(&[64, 9_000]), |_| Ok(())).ends_thread(),
+    op("a thread ends that keeps spans", |s| s.keep(&[1024, 9_000]), |_| Ok(())).ends_thread(),
     op(
         "a thread ends, with a block that could not be taken back",
         |s| {

@@ -60,6 +60,14 @@ fn allocate<const SIZE: usize>(stage: &mut Stage) -> Result<()> {
     stage.heap().allocate(SIZE).map(drop)
 }
 
+/// Where the other one was faster, there is no room.
+fn allocate_if_room<const SIZE: usize>(stage: &mut Stage) -> Result<()> {
+    match stage.heap().allocate(SIZE) {
+        Err(Error::OutOfMemory { .. }) => Ok(()),
+        allocated => allocated.map(drop),
+    }
+}
+
 fn free<const INDEX: usize>(stage: &mut Stage) -> Result<()> {
     stage.heap().deallocate(stage.blocks[INDEX])
 }
@@ -174,6 +182,24 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("lock contention: allocate large, allocate large", claim, claim, allocate::<9_000>, allocate::<9_000>),
     pair("allocate large, deallocate large", |s| s.fill(&[9_000]), claim, allocate::<9_000>, free::<0>),
     pair("deallocate large, allocate large", |s| s.fill(&[9_000]), claim, free::<0>, allocate::<9_000>),
+    pair(
+        "allocate what the lane keeps, take it away",
+        |s| s.keep(&[60_000]),
+        claim,
+        allocate_if_room::<60_000>,
+        allocate_if_room::<70_000>,
+    ),
+    pair(
+        "take away what a lane keeps, it allocates that",
+        claim,
+        |s| s.keep(&[60_000]),
+        allocate_if_room::<70_000>,
+        allocate_if_room::<60_000>,
+    ),
+    pair("trim, allocate a kept slab", claim, |s| s.keep(&[1024; 16]), trim, allocate::<1024>),
+    pair("allocate a kept slab, trim", |s| s.keep(&[1024; 16]), claim, allocate::<1024>, trim),
+    pair("free large, free large of the same block", |s| s.fill(&[9_000]), claim, free_if_first::<0>, free_if_first::<0>),
+    pair("free large, validate", |s| s.fill(&[9_000]), nothing, free::<0>, attach),
     pair("allocate from a new slab, trim", claim, claim, allocate::<64>, trim),
     pair("trim, allocate from a new slab", claim, claim, trim, allocate::<64>),
     pair("merge, remote free", full_slab, claim, allocate::<1024>, free::<0>),
@@ -244,6 +270,8 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("first allocation, first allocation", nothing, nothing, allocate::<64>, allocate::<64>),
     pair("attach, attach", two_blocks, nothing, attach, attach),
     pair("recover, recover", dead_lane, claim, recover, recover),
+    pair("recover, free the dead one's large block", dead_lane, claim, recover, free::<2>),
+    pair("free a dead one's large block, recover", dead_lane, claim, free::<2>, recover),
     pair("recover, attach", dead_lane, nothing, recover, attach),
     pair("detach, recover", two_blocks, claim, detach, recover),
     pair("detach, detach", two_blocks, |s| s.fill(&[1024, 9_000]), detach, detach),

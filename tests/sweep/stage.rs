@@ -86,6 +86,28 @@ impl Stage {
         self.blocks.extend(board.blocks());
     }
 
+    /// Allocates and frees blocks of these sizes: the lane keeps what it can.
+    pub(crate) fn keep(&self, sizes: &[usize]) {
+        freed_again(self.heap(), sizes);
+    }
+
+    /// The same, by the lane of a thread that lives on.
+    pub(crate) fn keep_elsewhere(&self, sizes: &'static [usize]) {
+        let other = self.heap().clone();
+        in_a_parked_thread(move || freed_again(&other, sizes));
+    }
+
+    /// The same, by a process that dies then.
+    pub(crate) fn keep_and_die(&self, sizes: &[usize]) {
+        let name = self.name.clone();
+        let victim = child::spawn(|| {
+            freed_again(&Heap::open(&name).expect("the heap is there"), sizes);
+            // SAFETY: ends the process without telling the heap.
+            unsafe { libc::_exit(0) }
+        });
+        assert_eq!(waitpid(victim, None), Ok(WaitStatus::Exited(victim, 0)), "the victim allocates and frees");
+    }
+
     /// As [`Self::fill_and_die`], and the dead one has just taken the heap lock.
     pub(crate) fn die_with_the_lock(&mut self) {
         self.claim();
@@ -148,8 +170,7 @@ impl Stage {
 
     /// Allocates and frees: the bins are warm, and nothing more is live.
     pub(crate) fn warm(&self) {
-        let warm = filled(self.heap(), &[16, 64, 512, 5000]);
-        warm.iter().for_each(|block| self.heap().deallocate(*block).expect("just allocated"));
+        freed_again(self.heap(), &[16, 64, 512, 5000]);
     }
 
     /// A cell that holds a block of this size.
@@ -173,6 +194,10 @@ fn filled(heap: &Heap, sizes: &[usize]) -> Vec<Offset> {
         block
     };
     sizes.iter().enumerate().map(fill).collect()
+}
+
+fn freed_again(heap: &Heap, sizes: &[usize]) {
+    filled(heap, sizes).iter().for_each(|block| heap.deallocate(*block).expect("just allocated"));
 }
 
 /// Runs `f` in a thread that then stays until its process ends.
