@@ -21,7 +21,6 @@ use super::slab::{BlockBit, Slab};
 use super::{Class, Classes};
 use crate::error::{Corruption, Error};
 use crate::format::{ClassIndex, LaneId, Tables, superblock};
-use crate::journal::Locked;
 
 /// Small, unlike the library's own `Result`: most of these calls are on paths that allocate or free blocks.
 type Result<T, E = Corruption> = std::result::Result<T, E>;
@@ -51,11 +50,11 @@ pub(crate) enum Hot {
 }
 
 /// What a lane keeps for one class; what allocating needs comes first, and all of it fits into a cache line.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
-struct Bin {
+pub(super) struct Bin {
     /// Free blocks of the current word that are not taken yet.
-    copy: Cell<u64>,
+    pub(super) copy: Cell<u64>,
     /// Number of the current pair of words among all of the region's.
     pair: Cell<u64>,
     /// Where the first block of the current word starts.
@@ -63,37 +62,22 @@ struct Bin {
     /// Bytes per block.
     size: Cell<u64>,
     /// Link of the current slab; 0 = none.
-    current: Cell<u32>,
+    pub(super) current: Cell<u32>,
     /// The word of it that is being worked on.
     word: Cell<u32>,
-    room: Ends,
-    full: Ends,
+    pub(super) room: Ends,
+    pub(super) full: Ends,
     full_count: Cell<u32>,
     /// How many full slabs are still to be looked through since the last hint.
-    to_scan: Cell<u32>,
+    pub(super) to_scan: Cell<u32>,
 }
 
 const _: () = assert!(size_of::<Bin>() == 64, "a bin is a cache line");
 
-impl Bin {
-    const EMPTY: Self = Self {
-        copy: Cell::new(0),
-        pair: Cell::new(0),
-        base: Cell::new(0),
-        size: Cell::new(0),
-        current: Cell::new(0),
-        word: Cell::new(0),
-        room: Ends::EMPTY,
-        full: Ends::EMPTY,
-        full_count: Cell::new(0),
-        to_scan: Cell::new(0),
-    };
-}
-
 /// The block that a lane has allocated last: it is often the next that is freed. All zero for none.
 #[derive(Debug, Default)]
-struct Last {
-    block: Cell<u64>,
+pub(super) struct Last {
+    pub(super) block: Cell<u64>,
     bit: Cell<u64>,
     class: Cell<ClassIndex>,
 }
@@ -101,11 +85,11 @@ struct Last {
 /// A lane's bins.
 #[derive(Debug)]
 pub(crate) struct Bins {
-    last: Last,
-    notes: Notes,
+    pub(super) last: Last,
+    pub(super) notes: Notes,
     lane: LaneId,
     /// Value of the PRESSURE word when the lane last gave back what it keeps.
-    pressure: Cell<u64>,
+    pub(super) pressure: Cell<u64>,
     bins: Box<[Bin; CLASS_SLOTS]>,
     pub(crate) kept: Kept,
 }
@@ -114,13 +98,13 @@ impl Bins {
     /// Empty bins for `lane`.
     pub(crate) fn new(tables: &Tables, lane: LaneId) -> Result<Self, Error> {
         // One after the other: as a whole they would be built on the stack, and copied several times.
-        let bins: Vec<Bin> = (0..CLASS_SLOTS).map(|_| Bin::EMPTY).collect();
+        let bins: Vec<Bin> = (0..CLASS_SLOTS).map(|_| Bin::default()).collect();
         Ok(Self {
             last: Last::default(),
             notes: Notes::new(tables)?,
             lane,
             pressure: Cell::new(tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed)),
-            bins: bins.try_into().unwrap_or_else(|_| Box::new([const { Bin::EMPTY }; CLASS_SLOTS])),
+            bins: bins.try_into().unwrap_or_else(|_| Box::new(std::array::from_fn(|_| Bin::default()))),
             kept: Kept::default(),
         })
     }
@@ -132,7 +116,7 @@ impl Bins {
     }
 
     #[inline]
-    fn bin(&self, class: ClassIndex) -> &Bin {
+    pub(super) fn bin(&self, class: ClassIndex) -> &Bin {
         let [first, ..] = &*self.bins;
         // The index is always in range; the compiler sees that, and leaves only the address.
         self.bins.get(usize::from(class.0) % CLASS_SLOTS).unwrap_or(first)
@@ -250,7 +234,7 @@ impl Bins {
     }
 
     /// Takes a slab out of the list in which it stands.
-    fn unlist(&self, slab: &Slab<'_>) {
+    pub(super) fn unlist(&self, slab: &Slab<'_>) {
         let bin = self.bin(slab.class);
         match self.notes.kind(slab.head) {
             Kind::None => {}
@@ -334,7 +318,13 @@ impl Bins {
 
     /// The slab of this class to which a link in private memory leads.
     #[inline]
-    fn slab<'a>(&self, tables: &Tables, class: ClassIndex, info: &'a Class, link: u32) -> Result<Option<Slab<'a>>> {
+    pub(super) fn slab<'a>(
+        &self,
+        tables: &Tables,
+        class: ClassIndex,
+        info: &'a Class,
+        link: u32,
+    ) -> Result<Option<Slab<'a>>> {
         let head = tables.linked_page(link, tables.geometry.data_start)?;
         Ok(head.map(|head| Slab { head, class, info, lane: self.lane() }))
     }
@@ -438,81 +428,6 @@ impl Bins {
         }
         self.notes.add(tables, slab);
         Ok(self.begin(tables, slab))
-    }
-
-    /// True once for each time that memory has run out somewhere.
-    pub(crate) fn feels_pressure(&self, tables: &Tables) -> bool {
-        let now = tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed);
-        self.pressure.replace(now) != now
-    }
-
-    /// Gives back what the lane keeps, and hands every slab that is wholly free to `give_back`, after merging what others
-    /// have freed.
-    pub(crate) fn give_back_empty(
-        &self,
-        tables: &Tables,
-        locked: &Locked,
-        classes: &Classes,
-        mut give_back: impl FnMut(&Slab<'_>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.kept.give_back(tables, locked, classes, self.lane())?;
-        for class in classes.indices() {
-            self.for_each_slab(tables, classes, class, |slab| {
-                slab.merge_all(tables);
-                if slab.is_wholly_free(tables) {
-                    return give_back(slab);
-                }
-                self.own(tables, slab);
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Gives back what the lane keeps, and hands every slab to `f`; the bins are empty afterwards.
-    pub(crate) fn leave(
-        &self,
-        tables: &Tables,
-        locked: &Locked,
-        classes: &Classes,
-        mut f: impl FnMut(&Slab<'_>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.kept.give_back(tables, locked, classes, self.lane())?;
-        classes.indices().try_for_each(|class| self.for_each_slab(tables, classes, class, &mut f))
-    }
-
-    /// Takes each slab that the bin has now out of it, and hands it to `f`, which may put it back.
-    fn for_each_slab(
-        &self,
-        tables: &Tables,
-        classes: &Classes,
-        class: ClassIndex,
-        mut f: impl FnMut(&Slab<'_>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let bin = self.bin(class);
-        let Some(info) = classes.get(class) else { return Ok(()) };
-        self.last.block.set(0);
-        bin.copy.set(0);
-        bin.to_scan.set(0);
-        let mut slabs = Vec::new();
-        if let Some(slab) = self.slab(tables, class, info, bin.current.replace(0))? {
-            slabs.push(slab);
-        }
-        for list in [&bin.room, &bin.full] {
-            while let Some(slab) = self.slab(tables, class, info, self.notes.first(list))? {
-                self.unlist(&slab);
-                slabs.push(slab);
-            }
-        }
-        let mut done = Ok(());
-        for slab in &slabs {
-            self.notes.remove(slab);
-            match done {
-                Ok(()) => done = f(slab),
-                Err(_) => self.own(tables, slab),
-            }
-        }
-        done
     }
 
     /// The class's figures, for callers that have only its index.

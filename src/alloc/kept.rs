@@ -1,7 +1,8 @@
 //! Kept spans: what a lane has freed and is likely to use again, so that neither the lock nor the journal is needed.
 //!
-//! An empty slab, or a large block that was freed, can stay with a lane. The entry of its first page says so, and changing
-//! that one word keeps the span or takes it into use again. The further pages' entries, and a slab's bits, stay as they were.
+//! An empty slab, or a large block that was freed, can stay with a lane. The entry of its first page says so, and
+//! changing that one word keeps the span or takes it into use again. The further pages' entries, and a slab's bits, stay
+//! as they were.
 //!
 //! K1. A span whose first entry says "kept" holds no block: its memory is free. Stats count it as free pages.
 //! K2. Whoever takes a kept span swaps the word that it has seen: its lane to use it again, or, under the heap lock, one
@@ -263,8 +264,8 @@ pub(crate) fn pages_of(classes: &Classes, entry: PageEntry) -> Option<PageCount>
     }
 }
 
-/// Takes the kept span that starts at `page`, with this entry, away from its lane, and frees it; true if that was done, false
-/// if its lane was faster.
+/// Takes the kept span that starts at `page`, with this entry, away from its lane, and frees it; true if that was done,
+/// false if its lane was faster.
 ///
 /// First nobody's lane is written into the entry: a death after that leaves a span that nobody can take, and that recovery
 /// frees.

@@ -12,6 +12,7 @@
 //! | note | `notes.rs` | what a lane writes down, in private memory, of a slab that it owns |
 //! | bin | `bin.rs` | what a lane keeps in private memory for one class: the word it is working on |
 //! | kept span | `kept.rs` | what a lane has freed and is likely to use again, without a lock |
+//! | parting | `parting.rs` | what a lane gives away when memory is short, or when it ends |
 //! | large | `large.rs` | blocks that are spans of their own |
 //!
 //! A1. A block of a slab is allocated iff neither its free bit nor its remote bit is set.
@@ -35,6 +36,7 @@ pub(crate) mod large;
 pub(crate) mod list;
 pub(crate) mod notes;
 pub(crate) mod orphan;
+mod parting;
 pub(crate) mod size_class;
 pub(crate) mod slab;
 pub(crate) mod span;

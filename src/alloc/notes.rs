@@ -1,7 +1,8 @@
 //! Notes: what a lane writes down, in private memory, of the slabs that it owns.
 //!
 //! There is a note for each page's worth of the region, reached by an offset's high bits, so that one look tells all that
-//! freeing a block needs. A slab has the same note on each of its pages, but in which list it stands is noted on its first only.
+//! freeing a block needs. A slab has the same note on each of its pages, but in which list it stands is noted on its
+//! first only.
 //!
 //! M1. A note is open iff its page belongs to a slab of this lane that may have free blocks added to it at once: one that
 //!     is not listed as full. Notes of other pages are closed: no block is found by them.
@@ -38,14 +39,10 @@ const KIND_SHIFT: u32 = 16;
 const HEAD_SHIFT: u32 = 32;
 
 /// The ends of a list, as page links.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Ends {
     first: Cell<u32>,
     last: Cell<u32>,
-}
-
-impl Ends {
-    pub(crate) const EMPTY: Self = Self { first: Cell::new(0), last: Cell::new(0) };
 }
 
 /// What a note tells of a block.

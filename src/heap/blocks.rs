@@ -23,7 +23,8 @@ pub(super) fn as_offset(block: u64) -> Result<Offset> {
 impl Heap {
     /// Allocates a block of at least `size` bytes, aligned to 16. Its contents are whatever was there.
     ///
-    /// Constant time; blocks above the largest size class take the heap lock and time proportional to their pages.
+    /// Constant time. New slabs, and blocks above the largest size class of which the thread's lane keeps none that fits, take
+    /// the heap lock and time proportional to their pages.
     ///
     /// A process that is killed between this call and the moment when it has stored the offset leaves a block that nobody
     /// knows; [`Heap::allocate_into`] closes that gap.
@@ -87,7 +88,7 @@ impl Heap {
 
     /// Frees a block. Any process and thread may free any block.
     ///
-    /// Constant time; no lock, except for large blocks, orphans, and slabs that become wholly free.
+    /// Constant time; no lock, except for orphans, and for what the thread's lane would keep too much of.
     ///
     /// # Errors
     ///

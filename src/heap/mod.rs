@@ -59,8 +59,9 @@ pub use stats::{ClassStats, Stats};
 /// # Cost
 ///
 /// Allocating and freeing take constant time: a few nanoseconds in the thread's own slabs, one atomic operation more for
-/// a block of another lane's slab. Blocks above the largest size class (32 KiB in heaps of 16 MiB and more), new slabs
-/// and roots take the heap lock; finding a run of pages takes time logarithmic in the capacity.
+/// a block of another lane's slab, two for a block above the largest size class (32 KiB in heaps of 16 MiB and more) whose
+/// like the lane has freed before. New slabs, other large blocks, and roots take the heap lock; finding a run of pages takes
+/// time logarithmic in the capacity.
 ///
 /// # Examples
 ///

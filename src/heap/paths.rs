@@ -192,8 +192,8 @@ impl Attachment {
         Ok(())
     }
 
-    /// Before a lane takes memory that was never used, it gives back what it keeps: then memory grows with what is in use, and
-    /// not by what each size class once needed.
+    /// Before a lane takes memory that was never used, it gives back what it keeps: then memory grows with what is in
+    /// use, and not by what each size class once needed.
     fn make_room(&self, locked: &Locked, seat: &LaneSeat, pages: u32) -> Result<()> {
         let kept = &seat.bins.kept;
         match PageCount::new(pages) {
@@ -231,8 +231,8 @@ impl Attachment {
         }
     }
 
-    /// Allocates from what the calling thread's lane has already, and needs no lock for: another word, a kept span. `None` if
-    /// there is nothing, or the thread has no lane yet.
+    /// Allocates from what the calling thread's lane has already, and needs no lock for: another word, a kept span.
+    /// `None` if there is nothing, or the thread has no lane yet.
     pub(super) fn allocate_from_own(&self, size: u64) -> Result<Option<u64>, Corruption> {
         let tables = &self.tables;
         let class = self.classes.quick(size);
@@ -251,8 +251,8 @@ impl Attachment {
         self.key.with(allocate).unwrap_or(Ok(None))
     }
 
-    /// Frees what the calling thread's lane can free without a lock: a block of a slab that was listed as full, or whose seat
-    /// was not the last one used, and a large block that can be kept.
+    /// Frees what the calling thread's lane can free without a lock: a block of a slab that was listed as full, or whose
+    /// seat was not the last one used, and a large block that can be kept.
     pub(super) fn free_from_own(&self, block: u64) -> Hot {
         let tables = &self.tables;
         let (page, distance) = tables.quick_page(block);

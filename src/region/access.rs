@@ -33,7 +33,9 @@ struct Table {
 }
 
 impl Table {
-    const EMPTY: Self = Self { start: NonNull::dangling(), items_max: 0, items: AtomicU64::new(0) };
+    fn empty() -> Self {
+        Self { start: NonNull::dangling(), items_max: 0, items: AtomicU64::new(0) }
+    }
 }
 
 // SAFETY: `base` points into `mapping`, which may be used from any thread; every access here is by atomic word, or a copy
@@ -51,8 +53,8 @@ impl Region {
         Self {
             base,
             len,
-            singles: Table::EMPTY,
-            pairs: Table::EMPTY,
+            singles: Table::empty(),
+            pairs: Table::empty(),
             object,
             os_page_mask: crate::sys::os_page_size().saturating_sub(1),
             mapping,

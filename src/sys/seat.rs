@@ -4,8 +4,8 @@
 //! that value. It is reached by shared reference only (its fields are cells), so a call that comes in while another is
 //! under way on the same thread cannot break Rust's rules.
 //!
-//! S1. A seat's memory is freed at the end of its thread, or once it is abandoned; before that, `HOT` is cleared. A seat that
-//!     was forgotten stays until the thread ends: a call that forked may still be at work on it.
+//! S1. A seat's memory is freed at the end of its thread, or once it is abandoned; before that, `HOT` is cleared. A seat
+//!     that was forgotten stays until the thread ends: a call that forked may still be at work on it.
 //! S2. A key's number is never used again, and seats of a key have the key's type. So while the number in `HOT` is the
 //!     key's, the address beside it, which is written together with it, is that of a live seat of the key's type.
 

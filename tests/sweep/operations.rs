@@ -101,6 +101,13 @@ fn second_slab_nearly_empty(stage: &mut Stage) {
     stage.blocks.insert(0, last_of_second);
 }
 
+/// Three slabs of eight blocks: the first and the current one are full, the second is empty and kept.
+fn full_slabs_and_a_kept_one(stage: &mut Stage) {
+    stage.fill(&[1024; 24]);
+    let freed: Vec<_> = stage.blocks.drain(8..16).collect();
+    freed.iter().for_each(|block| stage.heap().deallocate(*block).expect("live"));
+}
+
 /// The second slab is used up but for one block when the first has room again.
 fn slab_with_room_again(stage: &mut Stage) {
     stage.fill(&[1024; 15]);
@@ -173,9 +180,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     op("allocate, gives back what it keeps when memory is short", second_slab_nearly_empty, allocate_if_room::<50_000>),
     op("allocate, large that is kept", |s| s.keep(&[9_000]), allocate::<9_000>),
-    op("allocate, a slab that is kept", second_slab_nearly_empty, |s| {
-        (0..9).try_for_each(|_| s.heap().allocate(1024).map(drop))
-    }),
+    op("allocate, a slab that is kept", full_slabs_and_a_kept_one, allocate::<1024>),
     op("allocate, gives back what it keeps before memory grows", |s| s.keep(&[1024, 9_000]), allocate_if_room::<40_000>),
     op(
         "allocate, takes what another keeps when memory is short",
