@@ -165,7 +165,7 @@ fn check_slab(tables: &Tables, slab: &Slab<'_>) -> Result<()> {
         let free = slab.free_word(tables, word).load(Ordering::Acquire);
         let remote = slab.remote_word(tables, word).load(Ordering::Acquire);
         if free & beyond != beyond || remote & beyond != 0 {
-            return broken("C7: bits beyond a slab's last block are not at rest", tables.slab_word_at(slab.head, word));
+            return broken("C7: bits beyond a slab's last block are not at rest", slab.words_at(tables, word));
         }
     }
     if slab.lane != SHARED_LANE && !is_claimed(tables, slab.lane) {

@@ -250,7 +250,7 @@ impl Bins {
     #[inline]
     fn enter(&self, tables: &Tables, slab: &Slab<'_>, from: u32) -> bool {
         let bin = self.bin(slab.class);
-        let first_pair = tables.quick_index(u64::from(slab.head.get()), 0);
+        let first_pair = slab.first_pair(tables);
         for word in from..slab.info.words() {
             let pair = first_pair + u64::from(word);
             let Some([free, remote]) = tables.region.item::<2>(pair) else { return false };

@@ -111,7 +111,7 @@ impl Notes {
             let Some([start, inverse, first_pair, open, word, links, ..]) = self.of_page(page) else { return };
             start.set(tables.page_start(slab.head));
             inverse.set(slab.info.inverse);
-            first_pair.set(tables.quick_index(u64::from(head), 0));
+            first_pair.set(slab.first_pair(tables));
             open.set(u64::from(slab.info.blocks));
             word.set(about);
             links.set(0);

@@ -96,7 +96,7 @@ pub(crate) fn allocate(
             slab
         }
     };
-    let at = tables.slab_word_at(slab.head, 0);
+    let at = slab.words_at(tables, 0);
     let word = slab.word_with_room(tables, 0);
     let word = word.ok_or_else(|| crate::error::Corruption::new("an orphan in the list of those with room has none", at))?;
     let free = slab.free_word(tables, word);

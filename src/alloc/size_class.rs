@@ -21,6 +21,10 @@ pub(crate) const CLASS_SLOTS: usize = 64;
 const _: () = assert!((NO_CLASS as usize) < CLASS_SLOTS, "there is room for a class that no heap has");
 /// A slab has at least this many blocks.
 const BLOCKS_MIN: u64 = 8;
+/// A pair of words, free and remote, stands for 64 blocks; pages have one for so many bytes, which is enough for the smallest.
+const BYTES_PER_PAIR: u64 = 64 * 16;
+/// Pairs of words in a cache line.
+pub(super) const PAIRS_PER_LINE: u64 = 4;
 /// Fraction bits of the reciprocal by which offsets are divided by block sizes.
 const RECIPROCAL_SHIFT: u32 = 42;
 
@@ -49,6 +53,8 @@ pub(crate) struct Class {
     pub(crate) pages: u32,
     /// Index of the last word of a slab's bitmap.
     pub(crate) last_word: u32,
+    /// A slab on page n starts at line `n & skew` of its pages' pairs of words.
+    pub(crate) skew: u32,
     /// Bits of the last word that stand for blocks.
     pub(crate) last_mask: u64,
 }
@@ -63,7 +69,10 @@ impl Class {
         let pages = (pages_min..pages_min * 2).find(|pages| !waste(*pages)).unwrap_or(pages_min);
         let blocks = pages * page_size / size;
         let beyond = blocks % 64;
+        let lines = |pairs: u64| pairs.div_ceil(PAIRS_PER_LINE);
+        let spare = (pages * page_size / BYTES_PER_PAIR / PAIRS_PER_LINE).saturating_sub(lines(blocks.div_ceil(64)));
         Self {
+            skew: ((spare + 1) as u32).next_power_of_two() / if (spare + 1).is_power_of_two() { 1 } else { 2 } - 1,
             size: size as u32,
             blocks: blocks as u32,
             reciprocal: (1u64 << RECIPROCAL_SHIFT).div_ceil(size),
@@ -227,6 +236,8 @@ mod tests {
                 let bytes = u64::from(class.pages) << page_shift;
                 assert!(class.blocks >= 8 && u64::from(class.blocks) * u64::from(class.size) <= bytes);
                 assert!(bytes < 1 << 21, "index_of needs distances below 2^21");
+                let last_pair = u64::from(class.skew) * PAIRS_PER_LINE + u64::from(class.last_word);
+                assert!((class.skew + 1).is_power_of_two() && last_pair < bytes / BYTES_PER_PAIR);
                 assert!(class.blocks as u64 * 16 <= bytes, "the bitmap has room for a block per 16 bytes");
                 for distance in (0..bytes).step_by(if cfg!(miri) { 997 } else { 1 }) {
                     let size = u64::from(class.size);

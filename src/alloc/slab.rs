@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use super::size_class::PAIRS_PER_LINE;
 use super::{Class, Classes};
 use crate::error::{Corruption, Error, OffsetFault, Result};
 use crate::format::{ClassIndex, LaneId, PageCount, PageEntry, PageIndex, PageState, Tables, superblock};
@@ -126,22 +127,35 @@ fn locate_large<'a>(tables: &Tables, page: PageIndex, entry: PageEntry, offset: 
 }
 
 impl Slab<'_> {
+    /// The number of the slab's first pair of words, among all pairs. Slabs that need few of their pages' pairs start at
+    /// different lines of them, so that the words of many slabs do not all fall into the same few sets of a cache.
+    #[inline]
+    pub(crate) fn first_pair(&self, tables: &Tables) -> u64 {
+        tables.first_pair(self.head) + u64::from(self.head.get() & self.info.skew) * PAIRS_PER_LINE
+    }
+
+    /// Place of the pair of words of 64 blocks.
+    #[inline]
+    pub(crate) fn words_at(&self, tables: &Tables, word: u32) -> u64 {
+        tables.pair_at(self.first_pair(tables) + u64::from(word))
+    }
+
     /// The free word and the remote word of 64 blocks.
     #[inline]
     fn words<'t>(&self, tables: &'t Tables, word: u32) -> (&'t AtomicU64, &'t AtomicU64) {
-        tables.region.two_words(tables.slab_word_at(self.head, word))
+        tables.region.two_words(self.words_at(tables, word))
     }
 
     /// The free word of 64 blocks.
     #[inline]
     pub(crate) fn free_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
-        tables.region.word(tables.slab_word_at(self.head, word))
+        tables.region.word(self.words_at(tables, word))
     }
 
     /// The remote word of 64 blocks.
     #[inline]
     pub(crate) fn remote_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
-        tables.region.word(tables.slab_word_at(self.head, word) + 8)
+        tables.region.word(self.words_at(tables, word) + 8)
     }
 
     /// The bits of the block that starts at `offset`, which lies in the slab; `None` if none starts there.
@@ -264,7 +278,7 @@ impl Slab<'_> {
     /// True if every free bit is set.
     #[inline]
     pub(crate) fn is_wholly_free(&self, tables: &Tables) -> bool {
-        let first = tables.quick_index(u64::from(self.head.get()), 0);
+        let first = self.first_pair(tables);
         let is_free = |pair| {
             let words = tables.region.item::<2>(pair);
             words.is_some_and(|[free, _]| free.load(Ordering::Relaxed) == u64::MAX)
@@ -274,7 +288,7 @@ impl Slab<'_> {
 
     /// The first word at or after `from` with a free block.
     pub(crate) fn word_with_room(&self, tables: &Tables, from: u32) -> Option<u32> {
-        let first = tables.quick_index(u64::from(self.head.get()), 0);
+        let first = self.first_pair(tables);
         (from..self.info.words()).find(|word| {
             let words = tables.region.item::<2>(first + u64::from(*word));
             words.is_some_and(|[free, _]| free.load(Ordering::Relaxed) & self.info.mask(*word) != 0)

@@ -100,11 +100,15 @@ impl Tables {
         Some(PageEntry(word.load(Ordering::Acquire)))
     }
 
-    /// The number, among all such pairs, of the free word and the remote word of 64 blocks of the slab that starts at page
-    /// `head`.
+    /// The number, among all pairs of a free word and a remote word, of the first that belongs to page `head`.
     #[inline]
-    pub(crate) fn quick_index(&self, head: u64, word: u64) -> u64 {
-        (head << self.geometry.pairs_shift).wrapping_add(word)
+    pub(crate) fn first_pair(&self, head: PageIndex) -> u64 {
+        u64::from(head.get()) << self.geometry.pairs_shift
+    }
+
+    /// Place of a pair, for those who do not go by [`Region::item`], and for messages.
+    pub(crate) fn pair_at(&self, pair: u64) -> u64 {
+        self.geometry.bitmaps_at + pair * 16
     }
 
     /// Where a page's bytes start.
@@ -179,12 +183,6 @@ impl Tables {
     pub(crate) fn bitmaps_range(&self, first: u32, pages: u32) -> (u64, u64) {
         let stride = self.geometry.page_size() / 64;
         (self.geometry.bitmaps_at + u64::from(first) * stride, u64::from(pages) * stride)
-    }
-
-    /// Place of the pair of words (free, remote) number `word` of the slab that starts at `head`.
-    #[inline]
-    pub(crate) fn slab_word_at(&self, head: PageIndex, word: u32) -> u64 {
-        self.geometry.bitmaps_at + (u64::from(head.get()) << (self.geometry.page_shift - 6)) + u64::from(word) * 16
     }
 
     fn summary_place(&self, level: usize, node: u32) -> u64 {
