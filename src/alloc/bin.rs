@@ -67,7 +67,7 @@ pub(super) struct Bin {
     word: Cell<u32>,
     pub(super) room: Ends,
     pub(super) full: Ends,
-    full_count: Cell<u32>,
+    pub(super) full_count: Cell<u32>,
     /// How many full slabs are still to be looked through since the last hint.
     pub(super) to_scan: Cell<u32>,
 }
@@ -234,7 +234,7 @@ impl Bins {
     }
 
     /// Takes a slab out of the list in which it stands.
-    pub(super) fn unlist(&self, slab: &Slab<'_>) {
+    fn unlist(&self, slab: &Slab<'_>) {
         let bin = self.bin(slab.class);
         match self.notes.kind(slab.head) {
             Kind::None => {}

@@ -181,7 +181,7 @@ impl Notes {
         about.set(about.get() & !(0xff << KIND_SHIFT));
     }
 
-    /// Takes the first slab out of a list that is not that of full ones: a page link, or 0.
+    /// Takes the first slab out of a list: a page link, or 0. The notes of a full one stay closed.
     #[inline]
     pub(crate) fn pop_front(&self, ends: &Ends) -> u32 {
         let link = ends.first.get();

@@ -64,13 +64,13 @@ impl Bins {
         self.last.block.set(0);
         bin.copy.set(0);
         bin.to_scan.set(0);
+        bin.full_count.set(0);
         let mut slabs = Vec::new();
         if let Some(slab) = self.slab(tables, class, info, bin.current.replace(0))? {
             slabs.push(slab);
         }
         for list in [&bin.room, &bin.full] {
-            while let Some(slab) = self.slab(tables, class, info, self.notes.first(list))? {
-                self.unlist(&slab);
+            while let Some(slab) = self.slab(tables, class, info, self.notes.pop_front(list))? {
                 slabs.push(slab);
             }
         }

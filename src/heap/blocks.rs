@@ -23,8 +23,8 @@ pub(super) fn as_offset(block: u64) -> Result<Offset> {
 impl Heap {
     /// Allocates a block of at least `size` bytes, aligned to 16. Its contents are whatever was there.
     ///
-    /// Constant time. New slabs, and blocks above the largest size class of which the thread's lane keeps none that fits, take
-    /// the heap lock and time proportional to their pages.
+    /// Constant time. New slabs, and blocks above the largest size class of which the thread's lane keeps none that fits,
+    /// take the heap lock and time proportional to their pages.
     ///
     /// A process that is killed between this call and the moment when it has stored the offset leaves a block that nobody
     /// knows; [`Heap::allocate_into`] closes that gap.
