@@ -226,6 +226,12 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     op("reallocate, large grows", |s| s.fill(&[9_000]), reallocate::<20_000>),
     // A death between allocating the new block and freeing the old one once left both, of which the caller knew one: a leak.
     op("reallocate, moves", |s| s.fill(&[100, 100]), reallocate::<300>),
+    op("reallocate, moves within the lane's slabs", |s| s.fill(&[100, 100, 300]), reallocate::<300>),
+    op(
+        "reallocate, moves out of a full slab",
+        |s| s.fill(&[1024, 300, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024]),
+        reallocate::<300>,
+    ),
     op("reallocate, moves to pages of its own", |s| s.fill(&[1000, 100]), reallocate::<9_000>),
     op("reallocate, moves from pages of its own", |s| s.fill(&[9_000, 100]), reallocate::<100>),
     op("reallocate, large moves", |s| s.fill(&[9_000, 9_000]), reallocate::<20_000>),

@@ -173,9 +173,10 @@ fn look_around(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// Somebody has died, and nobody has come since who would have seen to that: who claims a lane does.
 fn dead_lane(stage: &mut Stage) {
-    stage.fill_and_die(&[64, 1024, 9_000]);
     stage.claim();
+    stage.fill_and_die(&[64, 1024, 9_000]);
 }
 
 pub(crate) const PAIRS: &[Pair] = &[
@@ -269,9 +270,9 @@ pub(crate) const PAIRS: &[Pair] = &[
     // Who waited for a process that was claiming its first lane was once told pid 0: it had not written its own yet.
     pair("first allocation, first allocation", nothing, nothing, allocate::<64>, allocate::<64>),
     pair("attach, attach", two_blocks, nothing, attach, attach),
-    pair("recover, recover", dead_lane, claim, recover, recover),
-    pair("recover, free the dead one's large block", dead_lane, claim, recover, free::<2>),
-    pair("free a dead one's large block, recover", dead_lane, claim, free::<2>, recover),
+    pair("recover, recover", claim, dead_lane, recover, recover),
+    pair("recover, free the dead one's large block", claim, dead_lane, recover, free::<2>),
+    pair("free a dead one's large block, recover", claim, dead_lane, free::<2>, recover),
     pair("recover, attach", dead_lane, nothing, recover, attach),
     pair("detach, recover", two_blocks, claim, detach, recover),
     pair("detach, detach", two_blocks, |s| s.fill(&[1024, 9_000]), detach, detach),
