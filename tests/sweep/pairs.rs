@@ -179,6 +179,12 @@ fn dead_lane(stage: &mut Stage) {
     stage.fill_and_die(&[64, 1024, 9_000]);
 }
 
+/// As [`dead_lane`], and this thread keeps nothing: it has room for a large block that it frees.
+fn dead_lane_and_nothing_kept(stage: &mut Stage) {
+    dead_lane(stage);
+    stage.fill(&[3000]);
+}
+
 pub(crate) const PAIRS: &[Pair] = &[
     pair("lock contention: allocate large, allocate large", claim, claim, allocate::<9_000>, allocate::<9_000>),
     pair("allocate large, deallocate large", |s| s.fill(&[9_000]), claim, allocate::<9_000>, free::<0>),
@@ -271,7 +277,7 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("first allocation, first allocation", nothing, nothing, allocate::<64>, allocate::<64>),
     pair("attach, attach", two_blocks, nothing, attach, attach),
     pair("recover, recover", claim, dead_lane, recover, recover),
-    pair("recover, free the dead one's large block", claim, dead_lane, recover, free::<2>),
+    pair("recover, free the dead one's large block", claim, dead_lane_and_nothing_kept, recover, free::<2>),
     pair("free a dead one's large block, recover", claim, dead_lane, free::<2>, recover),
     pair("recover, attach", dead_lane, nothing, recover, attach),
     pair("detach, recover", two_blocks, claim, detach, recover),
