@@ -253,7 +253,7 @@ mod tests {
         let classes = Classes::new(&header(12));
         for class in classes.indices().map(|index| *classes.get(index).unwrap()) {
             let size = u64::from(class.size);
-            for distance in 0..4 * size {
+            for distance in (0..4 * size).step_by(if cfg!(miri) { 1009 } else { 1 }) {
                 let index = distance.wrapping_mul(class.inverse).rotate_right(class.size.trailing_zeros());
                 assert_eq!(index < u64::from(class.blocks), distance.is_multiple_of(size), "{distance} of {size}");
                 assert!(!distance.is_multiple_of(size) || index == distance / size);

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
 
-use super::system;
 use crate::error::{Error, Result};
 
 /// Eight words on a cache line of their own.
@@ -48,7 +47,9 @@ impl Lines {
     fn memory(len: usize) -> Result<Memory> {
         // Nothing is reserved: most lines are never written.
         let mapped = memmap2::MmapOptions::new().len(len).no_reserve_swap().map_anon();
-        mapped.map_err(|error| system("mmap", nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::ENOMEM))))
+        mapped.map_err(|error| {
+            super::system("mmap", nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::ENOMEM)))
+        })
     }
 
     #[cfg(miri)]

@@ -133,15 +133,17 @@ impl<T: Seat> SeatKey<T> {
     pub(crate) fn occupy(&self, seat: Box<T>) -> bool {
         let seated = SLOTS.try_with(|slots| {
             let Ok(mut slots) = slots.0.try_borrow_mut() else { return false };
-            let address = ptr::from_ref(seat.as_ref()).cast();
             let slot = Slot { number: Cell::new(self.number), seat };
             clear_hot();
             // S1: nobody can be using an abandoned seat, for who calls in its name holds what it belongs to.
-            match slots.iter_mut().find(|slot| slot.number.get() != 0 && slot.seat.is_abandoned()) {
+            let place = slots.iter().position(|slot| slot.number.get() != 0 && slot.seat.is_abandoned());
+            match place.and_then(|place| slots.get_mut(place)) {
                 Some(abandoned) => *abandoned = slot,
                 None => slots.push(slot),
             }
-            self.make_hot(address);
+            // The seat's address is taken where it stays: a box that is moved takes its contents' addresses back.
+            let Some(slot) = slots.get(place.unwrap_or(slots.len().saturating_sub(1))) else { return false };
+            self.make_hot(ptr::from_ref::<dyn AnySeat>(slot.seat.as_ref()).cast());
             true
         });
         seated.unwrap_or(false)
