@@ -73,7 +73,7 @@ impl Class {
         let lines = |pairs: u64| pairs.div_ceil(PAIRS_PER_LINE);
         let spare = (pages * page_size / BYTES_PER_PAIR / PAIRS_PER_LINE).saturating_sub(lines(blocks.div_ceil(64)));
         Self {
-            skew: ((spare + 1) as u32).next_power_of_two() / if (spare + 1).is_power_of_two() { 1 } else { 2 } - 1,
+            skew: (1 << (spare + 1).ilog2()) - 1,
             size: size as u32,
             blocks: blocks as u32,
             reciprocal: (1u64 << RECIPROCAL_SHIFT).div_ceil(size),

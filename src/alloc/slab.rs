@@ -42,28 +42,33 @@ fn invalid(offset: u64, fault: OffsetFault) -> Error {
 /// Finds what `offset` names. Reads one page entry; takes no lock. That a block of a slab is allocated is not checked here.
 #[inline]
 pub(crate) fn locate<'a>(tables: &Tables, classes: &'a Classes, offset: u64) -> Result<Located<'a>> {
-    let Some(page) = tables.page_at(offset) else { return Err(not_in_use(tables, offset)) };
-    let entry = tables.entry(page);
-    if entry.state() == Some(PageState::Slab) {
-        let slab = slab_of(tables, classes, page, entry)?;
-        return match slab.block_bit(tables, offset) {
-            Some(bit) => Ok(Located::Block { slab, bit }),
-            None => Err(inside(tables, &slab, offset)),
-        };
+    match find(tables, classes, offset) {
+        Some((slab, bit)) => Ok(Located::Block { slab, bit }),
+        None => locate_other(tables, classes, offset),
     }
-    locate_large(tables, page, entry, offset)
 }
 
 /// Finds the block of a slab that starts at `offset`, allocated or not; `None` if none does, whatever else may be there.
 #[inline]
 pub(crate) fn find<'a>(tables: &Tables, classes: &'a Classes, offset: u64) -> Option<(Slab<'a>, BlockBit)> {
-    let (number, _) = tables.quick_page(offset);
-    let entry = tables.quick_entry(number)?;
+    let page = tables.page_at(offset)?;
+    let entry = tables.entry(page);
     if entry.state() != Some(PageState::Slab) {
         return None;
     }
-    let slab = slab_of(tables, classes, tables.page(number as u32)?, entry).ok()?;
+    let slab = slab_of(tables, classes, page, entry).ok()?;
     slab.block_bit(tables, offset).map(|bit| (slab, bit))
+}
+
+/// What is not the start of a slab's block: a large block, or an error that says what is there.
+fn locate_other<'a>(tables: &Tables, classes: &Classes, offset: u64) -> Result<Located<'a>> {
+    let Some(page) = tables.page_at(offset) else { return Err(not_in_use(tables, offset)) };
+    let entry = tables.entry(page);
+    if entry.state() == Some(PageState::Slab) {
+        let slab = slab_of(tables, classes, page, entry)?;
+        return Err(inside(tables, &slab, offset));
+    }
+    locate_large(tables, page, entry, offset)
 }
 
 /// The slab to which a page with this entry belongs.

@@ -1,0 +1,98 @@
+//! What a lane keeps for its next use is there for everybody who is short of memory, and for `trim`.
+
+mod common;
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use common::new_heap;
+use shmheap::{Error, Heap, Offset, OffsetFault};
+
+/// Calls `then` while another thread lives that has allocated a block of `size` bytes and freed it, and keeps its span.
+fn while_another_keeps(heap: &Heap, size: usize, then: impl FnOnce()) {
+    let (ready, wait): (Sender<()>, Receiver<()>) = channel();
+    let (done, until_done): (Sender<()>, Receiver<()>) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let block = heap.allocate(size).expect("room");
+            heap.deallocate(block).expect("the block is ours");
+            ready.send(()).expect("somebody waits");
+            // Ends when the other side is dropped, too.
+            let _ = until_done.recv();
+        });
+        wait.recv().expect("the thread has freed its block");
+        then();
+        drop(done);
+    });
+}
+
+/// Allocates blocks of this size until there is no room; returns how many there were.
+fn fill(heap: &Heap, size: usize) -> usize {
+    for count in 0.. {
+        match heap.allocate(size) {
+            Ok(_) => {}
+            Err(Error::OutOfMemory { .. }) => return count,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("a heap has an end")
+}
+
+#[test]
+fn nobody_hears_that_memory_is_out_while_another_lane_keeps_some() {
+    const PIECE: usize = 64 << 10;
+    let (_other, untouched) = new_heap("untouched");
+    let most = fill(&untouched, PIECE);
+    for size in [512 << 10, 100] {
+        let (_segment, heap) = new_heap("kept");
+        while_another_keeps(&heap, size, || {
+            let held = most - fill(&heap, PIECE);
+            // A hundred bytes leave an empty slab that is the bin's current one: a page or so that nobody else gets.
+            assert!(held <= 1, "{held} pieces of 64 KiB stayed with a lane that does not need them");
+            heap.validate().expect("the heap is sound");
+        });
+    }
+}
+
+#[test]
+fn trim_gives_back_what_other_lanes_keep() {
+    let (_segment, heap) = new_heap("trimmed");
+    while_another_keeps(&heap, 512 << 10, || {
+        let before = heap.stats().expect("stats").taken;
+        assert!(before >= 512 << 10, "the span was used, and takes memory: {before}");
+        heap.trim().expect("trim");
+        let after = heap.stats().expect("stats").taken;
+        assert!(after <= before - (512 << 10), "{after} of {before} bytes are still taken");
+        heap.validate().expect("the heap is sound");
+    });
+}
+
+#[test]
+fn a_large_block_that_comes_and_goes_takes_no_memory_anew() {
+    let (_segment, heap) = new_heap("again");
+    let first = heap.allocate(100_000).expect("room");
+    heap.deallocate(first).expect("live");
+    let taken = heap.stats().expect("stats").taken;
+    for _ in 0..100 {
+        let block = heap.allocate(100_000).expect("room");
+        assert_eq!(block, first, "the span that was kept serves the next block");
+        heap.deallocate(block).expect("live");
+    }
+    assert_eq!(heap.stats().expect("stats").taken, taken);
+}
+
+#[test]
+fn what_is_kept_is_free_and_says_so() {
+    let (_segment, heap) = new_heap("says-so");
+    let block = heap.allocate(100_000).expect("room");
+    heap.deallocate(block).expect("live");
+    let stats = heap.stats().expect("stats");
+    assert_eq!((stats.used, stats.free_blocks, stats.fragmentation), (0, 1, 0));
+    assert_eq!(heap.blocks().count(), 0);
+    let inside = Offset::new(block.get() + 4096).expect("not zero");
+    for offset in [block, inside] {
+        let not_allocated = Error::InvalidOffset { offset: offset.get(), fault: OffsetFault::NotAllocated };
+        assert_eq!(heap.deallocate(offset), Err(not_allocated.clone()), "a block that is freed twice");
+        assert_eq!(heap.info(offset).map(drop), Err(not_allocated));
+    }
+    heap.validate().expect("the heap is sound");
+}
