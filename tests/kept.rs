@@ -67,20 +67,6 @@ fn trim_gives_back_what_other_lanes_keep() {
 }
 
 #[test]
-fn a_large_block_that_comes_and_goes_takes_no_memory_anew() {
-    let (_segment, heap) = new_heap("again");
-    let first = heap.allocate(100_000).expect("room");
-    heap.deallocate(first).expect("live");
-    let taken = heap.stats().expect("stats").taken;
-    for _ in 0..100 {
-        let block = heap.allocate(100_000).expect("room");
-        assert_eq!(block, first, "the span that was kept serves the next block");
-        heap.deallocate(block).expect("live");
-    }
-    assert_eq!(heap.stats().expect("stats").taken, taken);
-}
-
-#[test]
 fn what_is_kept_is_free_and_says_so() {
     let (_segment, heap) = new_heap("says-so");
     let block = heap.allocate(100_000).expect("room");

@@ -118,6 +118,10 @@ fn a_holder_that_is_stopped_gives_a_timeout_that_names_it_and_hinders_nobody_onc
     let board = Words::create(&heap, "board", 8);
     let impatient = Heap::options().lock_timeout(TIMEOUT).open(segment.name()).expect("open");
     let small = impatient.allocate(64).expect("room: from here on this thread has a lane and a slab");
+    let larger = impatient.allocate(300).expect("room: and a slab of a larger class");
+    let of_pages = impatient.allocate(100_000).expect("room");
+    impatient.deallocate(of_pages).expect("the block is ours, and its span is kept from here on");
+    let anothers = heap.allocate(64).expect("room: this handle's lane is another one");
     let worker = start(&heap, 0);
     board.await_at_least(0, 1);
     stop_with_the_lock(&heap, &board, &worker, 0, &mut Random::new(12));
@@ -134,6 +138,10 @@ fn a_holder_that_is_stopped_gives_a_timeout_that_names_it_and_hinders_nobody_onc
     }
     impatient.deallocate(small).expect("the thread's own slab needs no lock");
     let small = impatient.allocate(64).expect("the thread's own slab needs no lock");
+    let small = impatient.reallocate(small, 310).expect("nor does another of its slabs");
+    let of_pages = impatient.allocate(100_000).expect("nor does a span that the lane keeps");
+    impatient.deallocate(of_pages).expect("nor does keeping it again");
+    impatient.deallocate(anothers).expect("nor does a free in another lane's slab");
     let lane = lane_of(&heap, worker.pid()).expect("its lane is still there");
     assert!(lane.alive && lane.holds_lock, "a stopped process is not dead: {lane:?}");
 
@@ -146,6 +154,7 @@ fn a_holder_that_is_stopped_gives_a_timeout_that_names_it_and_hinders_nobody_onc
     worker.finish();
     heap.validate().expect("valid");
     impatient.deallocate(small).expect("the block is ours");
+    impatient.deallocate(larger).expect("the block is ours");
     assert_eq!(all_offsets(&heap), [board.block()], "the calls that timed out have allocated nothing");
     drop(impatient);
     assert_emptied(&heap);
