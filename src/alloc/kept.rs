@@ -142,13 +142,10 @@ impl Kept {
         Ok(None)
     }
 
-    /// Frees the large block that starts at this distance from the start of the pages, on page `number` with this entry, by
-    /// keeping it. False, and nothing has happened, if none starts there, or if the lane keeps enough already.
-    pub(crate) fn keep_large(&self, tables: &Tables, number: u64, distance: u64, entry: PageEntry, lane: LaneId) -> bool {
-        if distance != number << tables.geometry.page_shift {
-            return false;
-        }
-        let (Some(first), Some(count)) = (tables.page(number as u32), PageCount::new(entry.number())) else { return false };
+    /// Frees the large block that starts at page `first`, with this entry, by keeping it. False, and nothing has happened, if
+    /// the lane keeps enough already, or the entry has changed.
+    pub(crate) fn keep_large(&self, tables: &Tables, first: PageIndex, entry: PageEntry, lane: LaneId) -> bool {
+        let Some(count) = PageCount::new(entry.number()) else { return false };
         let Some(list) = self.large.get(count.get() as usize) else { return false };
         if !self.has_room_for(tables, count.get()) || !self.push(list, first) {
             return false;

@@ -78,26 +78,11 @@ impl Tables {
         link.checked_sub(1).map(|number| self.page_from_region(number, at)).transpose()
     }
 
-    /// The page in which `offset` lies, and the distance from the page's start; `None` outside the pages in use.
+    /// The page in which `offset` lies; `None` outside the pages in use.
     #[inline]
     pub(crate) fn page_at(&self, offset: u64) -> Option<PageIndex> {
         let distance = offset.checked_sub(self.geometry.data_start)?;
         self.page(u32::try_from(distance >> self.geometry.page_shift).ok()?)
-    }
-
-    /// The number of the page in which `offset` lies, and the distance from the start of the pages. Any numbers may come
-    /// out.
-    #[inline]
-    pub(crate) fn quick_page(&self, offset: u64) -> (u64, u64) {
-        let distance = offset.wrapping_sub(self.geometry.data_start);
-        (distance >> self.geometry.page_shift, distance)
-    }
-
-    /// The entry of page `number`, which may be any; `None` if the page is not known to be in use.
-    #[inline]
-    pub(crate) fn quick_entry(&self, number: u64) -> Option<PageEntry> {
-        let [word] = self.region.item::<1>(number)?;
-        Some(PageEntry(word.load(Ordering::Acquire)))
     }
 
     /// The number, among all pairs of a free word and a remote word, of the first that belongs to page `head`.

@@ -255,14 +255,15 @@ impl Attachment {
     /// seat was not the last one used, and a large block that can be kept.
     pub(super) fn free_from_own(&self, block: u64) -> Hot {
         let tables = &self.tables;
-        let (page, distance) = tables.quick_page(block);
-        let Some(entry) = tables.quick_entry(page) else { return Hot::NotHere };
+        let Some(page) = tables.page_at(block) else { return Hot::NotHere };
+        let entry = tables.entry(page);
+        let starts_here = block == tables.page_start(page);
         let free = |seat: &LaneSeat| match entry.state() {
             Some(PageState::Slab) if entry.lane() == seat.bins.lane() => {
                 seat.bins.open(tables, &self.classes, block);
                 seat.bins.free_hot(tables, block)
             }
-            Some(PageState::Large) if seat.bins.kept.keep_large(tables, page, distance, entry, seat.bins.lane()) => {
+            Some(PageState::Large) if starts_here && seat.bins.kept.keep_large(tables, page, entry, seat.bins.lane()) => {
                 Hot::Freed
             }
             _ => Hot::NotHere,

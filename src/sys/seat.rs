@@ -103,8 +103,8 @@ impl<T: Seat> SeatKey<T> {
             Some(seat) => seat,
             None => self.find()?.as_ptr(),
         };
-        // SAFETY: S1 and S2: a pointer found under this number is a live seat of type T, and the seat outlives this call
-        // because only the end of this very thread frees it.
+        // SAFETY: S1 and S2: a pointer found under this number is a live seat of type T, and the seat outlives this call:
+        // it is not abandoned while its key can be used.
         let seat = unsafe { &*seat.cast::<T>() };
         Some(f(seat))
     }
