@@ -142,8 +142,8 @@ impl Kept {
         Ok(None)
     }
 
-    /// Frees the large block that starts at page `first`, with this entry, by keeping it. False, and nothing has happened, if
-    /// the lane keeps enough already, or the entry has changed.
+    /// Frees the large block that starts at page `first`, with this entry, by keeping it. False, and nothing has happened,
+    /// if the lane keeps enough already, or the entry has changed.
     pub(crate) fn keep_large(&self, tables: &Tables, first: PageIndex, entry: PageEntry, lane: LaneId) -> bool {
         let Some(count) = PageCount::new(entry.number()) else { return false };
         let Some(list) = self.large.get(count.get() as usize) else { return false };
