@@ -18,7 +18,7 @@
 //! L3. A waiter sleeps for one slice at most. So a wake-up that is lost with its sender, or with the waiter that it woke,
 //!     delays the others by a slice and no more.
 //!
-//! The file uses nothing but `core` and its own traits, so that tests/loom_lock.rs can model it as it stands.
+//! The file uses nothing but `core` and its own traits, so that tests/loom_lock/main.rs can model it as it stands.
 //!
 //! Not here: futexes (`futex`), tokens (`token`), what to repair (`recovery`).
 
