@@ -41,7 +41,7 @@
 //! # How it is built
 //!
 //! Each module is a room that may use only those before it:
-//! `error < sys < region < format < journal < alloc < check < recovery < heap < typed`. docs/ARCHITECTURE.md in the
+//! `error < sys < region < format < journal < alloc < check < recovery < heap < image`. docs/ARCHITECTURE.md in the
 //! repository walks through them.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
@@ -56,13 +56,15 @@ mod check;
 mod error;
 mod format;
 mod heap;
+mod image;
 mod journal;
 mod recovery;
 mod region;
 mod sys;
 
 pub use error::{Corruption, Error, OffsetFault, Result, Shortage};
-pub use heap::{BlockInfo, Blocks, ClassStats, Heap, LaneInfo, Options, OwnerTrust, RootInfo, Stats};
+pub use heap::{BlockInfo, Blocks, ClassStats, Freeze, Heap, LaneInfo, Options, OwnerTrust, RootInfo, Stats};
+pub use image::{Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, verify};
 pub use region::{Memory, Offset};
 
 /// The README's program, compiled.
