@@ -13,7 +13,9 @@ use super::Heap;
 use super::attachment::Attachment;
 use crate::alloc::{Classes, slab};
 use crate::error::{Corruption, Error, Result};
-use crate::format::{ClassIndex, Geometry, Header, PageIndex, PageState, RootName, RootState, SHARED_LANE, Tables, superblock};
+use crate::format::{
+    ClassIndex, Geometry, Header, PageIndex, PageState, RootName, RootState, SHARED_LANE, Tables, superblock,
+};
 use crate::recovery;
 
 /// How a span is used.
@@ -91,8 +93,8 @@ impl Heap {
         self.attachment.tables.region.read(at, bytes)
     }
 
-    /// What the heap holds now. Takes the heap lock meanwhile; a read-only handle looks again until nobody has changed a span
-    /// under its eyes.
+    /// What the heap holds now. Takes the heap lock meanwhile; a read-only handle looks again until nobody has changed a
+    /// span under its eyes.
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
         let attachment = &*self.attachment;
         if !self.is_read_only() {
@@ -112,7 +114,10 @@ impl Heap {
             let waited = started.elapsed();
             if waited >= attachment.lock_timeout {
                 let holder_pid = attachment.pid_of(holder.unwrap_or(SHARED_LANE));
-                return Err(Error::LockTimeout { holder_pid, waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX) });
+                return Err(Error::LockTimeout {
+                    holder_pid,
+                    waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+                });
             }
             std::thread::yield_now();
         }

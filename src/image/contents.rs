@@ -157,8 +157,8 @@ fn read_spans(source: &Source<'_>, chunk: &Chunk, snapshot: &mut Snapshot) -> Re
 fn read_roots(source: &Source<'_>, chunk: &Chunk, snapshot: &mut Snapshot) -> Result<()> {
     let mut rest = chunk.bytes.as_slice();
     while !rest.is_empty() {
-        let (record, after) =
-            RootRecord::read_from_prefix(rest).map_err(|_| source.corrupt("a record of a root is cut short", chunk.place))?;
+        let (record, after) = RootRecord::read_from_prefix(rest)
+            .map_err(|_| source.corrupt("a record of a root is cut short", chunk.place))?;
         if snapshot.roots.len() >= source.header().root_slots as usize {
             return Err(source.corrupt("there are more roots than the heap has slots", chunk.place));
         }

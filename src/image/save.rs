@@ -20,7 +20,8 @@ use crate::sys::replacement::Replacement;
 const PIECE: usize = 4096;
 
 const ROOTS_PER_CHUNK: usize = 8192;
-const _: () = assert!(ROOTS_PER_CHUNK * size_of::<RootRecord>() <= CHUNK_LEN_MAX, "a chunk of roots is no longer than others");
+const _: () =
+    assert!(ROOTS_PER_CHUNK * size_of::<RootRecord>() <= CHUNK_LEN_MAX, "a chunk of roots is no longer than others");
 
 impl Heap {
     /// Saves an image of the heap to a file, which it replaces as a whole: a death at any moment, of the process or of the

@@ -119,9 +119,8 @@ impl<'a> Source<'a> {
             return Err(self.corrupt("the checksum of a chunk's header is wrong", place));
         }
         let kind = Kind::decode(header.kind.get()).ok_or_else(|| self.corrupt("a chunk has an unknown kind", place))?;
-        let encoding = Compression::decode(header.encoding.get()).filter(|encoding| {
-            *encoding == Compression::None || (*encoding == self.info.compression && kind == Kind::Data)
-        });
+        let encoding = Compression::decode(header.encoding.get())
+            .filter(|encoding| *encoding == Compression::None || (*encoding == self.info.compression && kind == Kind::Data));
         let encoding = encoding.ok_or_else(|| self.corrupt("a chunk is compressed in another way than it may", place))?;
         let (stored_len, len) = (header.stored_len.get() as usize, header.len.get() as usize);
         let is_plain = encoding == Compression::None;
@@ -164,8 +163,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// True if a checksum is what it should be. A fuzzer (`--cfg fuzzing`) gets past all of them: what they hold back from it, an
-/// image that somebody has made on purpose would not be held back by.
+/// True if a checksum is what it should be. A fuzzer (`--cfg fuzzing`) gets past all of them: what they hold back from it,
+/// an image that somebody has made on purpose would not be held back by.
 fn is_sum(found: u32, right: u32) -> bool {
     cfg!(fuzzing) || found == right
 }
