@@ -344,6 +344,24 @@ pub enum Error {
         actual: u64,
     },
 
+    /// The name was removed while the heap was being opened.
+    #[error("{name:?} was unlinked while it was being opened; create it anew")]
+    Unlinked {
+        /// The segment's name or the file's path.
+        name: String,
+    },
+
+    /// The machine stopped while the heap in a file was in use, and what had reached the disk by then does not fit together.
+    #[error(
+        "{name:?} was in use when the machine stopped, and what reached the disk does not fit together ({corruption}); load the last image, or mend what can be mended with Options::repair_file"
+    )]
+    Unclean {
+        /// The file's path.
+        name: String,
+        /// The first thing that does not fit.
+        corruption: Corruption,
+    },
+
     /// What was to be loaded or compared is no image of a heap.
     #[error("{name:?} is not an image of a shmheap heap: {why}")]
     NotAnImage {

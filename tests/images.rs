@@ -10,11 +10,9 @@ use shmheap::{Compression, Error, Heap, ImageInfo, Memory, Offset, Options, Prog
 
 /// Whether this build can compress in this way.
 fn is_built_in(compression: Compression) -> bool {
-    match compression {
-        Compression::Lz4 => cfg!(feature = "lz4"),
-        Compression::Zstd => cfg!(feature = "zstd"),
-        _ => true,
-    }
+    let is_missing = (compression == Compression::Lz4 && !cfg!(feature = "lz4"))
+        || (compression == Compression::Zstd && !cfg!(feature = "zstd"));
+    !is_missing
 }
 
 const COMPRESSIONS: [Compression; 3] = [Compression::None, Compression::Lz4, Compression::Zstd];

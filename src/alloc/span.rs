@@ -8,7 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::summary;
+use super::{Classes, summary};
 use crate::error::{Corruption, Error, Result, Shortage};
 use crate::format::{CHUNK_PAGES, LaneId, PageCount, PageEntry, PageIndex, PageState, Summary, Tables, superblock};
 use crate::journal::{self, Locked, Range};
@@ -242,6 +242,36 @@ fn reserve_bitmaps(tables: &Tables, _locked: &Locked, first: PageIndex, count: P
     Ok(())
 }
 
+/// Reserves the memory of everything in use once more, whatever the bits say, and sets them.
+pub(crate) fn reserve_again(tables: &Tables, locked: &Locked, classes: &Classes) -> Result<()> {
+    let high = tables.pages_high();
+    tables.reserve_tables(0, high)?;
+    for word in 0..word_count(high) {
+        tables.reserved_word(word).store(0, Ordering::Relaxed);
+    }
+    let mut page = 0;
+    while let Some((first, count)) = next_run(tables, page, high, true) {
+        let start = tables.page_from_region(first, superblock::PAGES_HIGH)?;
+        if let Some(count) = PageCount::new(count) {
+            reserve_pages(tables, locked, start, count)?;
+        }
+        page = first + count;
+    }
+    for group in 0..tables.geometry.groups(high) {
+        let (word, bit) = tables.group_bit(group);
+        word.fetch_and(!bit, Ordering::Relaxed);
+    }
+    for number in 0..high {
+        let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
+        let entry = tables.entry(page);
+        let is_slab = matches!(entry.state(), Some(PageState::Slab | PageState::KeptSlab));
+        if is_slab && let Some(pages) = PageCount::new(classes.get(entry.class()).map_or(1, |info| info.pages)) {
+            reserve_bitmaps(tables, locked, page, pages)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives the memory of all free pages back, and that of bitmaps whose groups are free; returns how many bytes.
 ///
 /// The bits that say "reserved" are cleared first: a death in between leaves memory that nobody counts on.
@@ -249,7 +279,7 @@ pub(crate) fn trim(tables: &Tables, _locked: &Locked) -> Result<u64> {
     let high = tables.pages_high();
     let mut given = 0;
     let mut page = 0;
-    while let Some((first, count)) = next_free_run(tables, page, high) {
+    while let Some((first, count)) = next_run(tables, page, high, false) {
         let mut reserved = 0u64;
         for_words(first, count, |word, mask| {
             let before = tables.reserved_word(word).fetch_and(!mask, Ordering::Release);
@@ -286,8 +316,8 @@ fn trim_bitmaps(tables: &Tables, high: u32) -> Result<u64> {
     Ok(given)
 }
 
-/// The first maximal run of free pages at or after `page`.
-fn next_free_run(tables: &Tables, page: u32, high: u32) -> Option<(u32, u32)> {
+/// The first maximal run of pages at or after `page` that are in use, or that are free.
+fn next_run(tables: &Tables, page: u32, high: u32, in_use: bool) -> Option<(u32, u32)> {
     let next = |from: u32, in_use: bool| {
         let mut at = from;
         while at < high {
@@ -300,8 +330,8 @@ fn next_free_run(tables: &Tables, page: u32, high: u32) -> Option<(u32, u32)> {
         }
         high
     };
-    let first = next(page, false);
-    let end = next(first, true);
+    let first = next(page, in_use);
+    let end = next(first, !in_use);
     (first < high).then(|| (first, end - first))
 }
 

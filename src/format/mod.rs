@@ -39,6 +39,8 @@ pub(crate) use tables::{Summary, Tables};
 pub(crate) mod superblock {
     /// Id of the boot during which the heap was last attached, two words.
     pub(crate) const BOOT_ID: u64 = 0x80;
+    /// In a file: 1 = everything was written to disk since the heap was last changed, and nobody has a lane; else 0.
+    pub(crate) const CLEAN: u64 = 0x90;
     /// Pages whose table entries are reserved: [0, n). All others are free.
     pub(crate) const PAGES_HIGH: u64 = 0xc0;
     /// The lock word, 32 bits, on a cache line of its own.

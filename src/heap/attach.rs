@@ -212,24 +212,33 @@ impl Attachment {
         if !somebody_died && !locked_by_dead {
             return Ok(());
         }
-        match self.see_to_the_dead() {
+        // In the file of a machine that stopped nothing is to be trusted before this has succeeded.
+        if self.is_unclean() {
+            return self.see_to_the_dead(true);
+        }
+        match self.see_to_the_dead(false) {
             // Somebody is alive and does not let go. That is no reason not to attach: who claims a lane looks again.
             Err(Error::LockTimeout { .. }) => Ok(()),
             done => done,
         }
     }
 
-    fn see_to_the_dead(&self) -> Result<()> {
+    fn see_to_the_dead(&self, is_unclean: bool) -> Result<()> {
         let pass = self.pass_shared_gate()?;
         let lock = self.lock_for(pass.caller())?;
-        recovery::dead_lanes(self.ward(), &lock, &[])?;
+        // Somebody else may have done it meanwhile.
+        if is_unclean && self.boot_differs() {
+            self.see_to_power_cut(&lock)?;
+        } else {
+            recovery::dead_lanes(self.ward(), &lock, &[])?;
+        }
         self.note_boot();
         Ok(())
     }
 
     /// True if the machine was started anew since the heap was last attached. The kernel's tokens did not survive that, so
     /// all lanes are dead by the ordinary rules.
-    fn boot_differs(&self) -> bool {
+    pub(super) fn boot_differs(&self) -> bool {
         let [low, high] = clock::boot_id();
         let stored = [superblock::BOOT_ID, superblock::BOOT_ID.saturating_add(8)]
             .map(|at| self.tables.superblock(at).load(Ordering::Relaxed));

@@ -33,14 +33,24 @@ pub struct Freeze<'a> {
 }
 
 /// The heap lock, with all gates shut.
-struct Shut<'a> {
+pub(super) struct Shut<'a> {
     attachment: &'a Attachment,
     lock: HeapLock<'a>,
+    stays_shut: bool,
+}
+
+impl Shut<'_> {
+    /// Lets the lock go, but leaves the gates shut: for who has given whoever takes the lock next a reason to open them.
+    pub(super) fn let_go_shut(mut self) {
+        self.stays_shut = true;
+    }
 }
 
 impl Drop for Shut<'_> {
     fn drop(&mut self) {
-        recovery::open_gates(&self.attachment.tables, &self.lock);
+        if !self.stays_shut {
+            recovery::open_gates(&self.attachment.tables, &self.lock);
+        }
         self.attachment.freezer.store(0, Ordering::Relaxed);
     }
 }
@@ -74,6 +84,12 @@ impl Heap {
     /// # Ok::<(), shmheap::Error>(())
     /// ```
     pub fn freeze(&self) -> Result<Freeze<'_>> {
+        let (pass, shut) = self.shut()?;
+        Ok(Freeze { heap: self, _shut: shut, _pass: pass, _thread: PhantomData })
+    }
+
+    /// Takes the heap lock, in the name of the thread's lane or of the shared one, and shuts all gates.
+    pub(super) fn shut(&self) -> Result<(Option<SharedPass<'_>>, Shut<'_>)> {
         let attachment = &*self.attachment;
         attachment.check_not_frozen_here()?;
         // A lane is claimed here if the thread has none, so that it can hold the lock.
@@ -88,9 +104,9 @@ impl Heap {
             }
         };
         attachment.freezer.store(thread_number(), Ordering::Relaxed);
-        let shut = Shut { attachment, lock };
+        let shut = Shut { attachment, lock, stays_shut: false };
         attachment.shut_gates(&shut.lock)?;
-        Ok(Freeze { heap: self, _shut: shut, _pass: pass, _thread: PhantomData })
+        Ok((pass, shut))
     }
 }
 

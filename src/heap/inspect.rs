@@ -150,6 +150,7 @@ impl Heap {
     /// also [`Error::Unrecovered`] if somebody died while changing the heap and nobody has used it since.
     pub fn validate(&self) -> Result<()> {
         let attachment = &self.attachment;
+        attachment.tables.region.check_whole()?;
         if !self.is_read_only() {
             return self.as_caller(|caller| {
                 let _lock = attachment.lock_for(caller)?;
@@ -214,6 +215,7 @@ impl Heap {
     /// [`Error::LockTimeout`], [`Error::ReadOnly`], [`Error::System`], [`Error::Corrupt`].
     pub fn trim(&self) -> Result<u64> {
         let attachment = &self.attachment;
+        attachment.tables.region.check_whole()?;
         self.as_caller(|caller| {
             let lock = attachment.lock_for(caller)?;
             if let Caller::Lane(seat) = caller {
@@ -237,6 +239,7 @@ impl Heap {
     pub fn recover(&self) -> Result<u32> {
         let attachment = &self.attachment;
         attachment.check_writable()?;
+        attachment.tables.region.check_whole()?;
         // In the name of the shared lane: claiming one of our own would recover the dead before they are counted.
         let seated = attachment.key.with(|seat| {
             let lock = attachment.lock(seat.bins.lane())?;

@@ -210,6 +210,7 @@ impl Attachment {
 
     /// Writes the record of a lane whose token was just taken.
     fn enter_lane(&self, lane: LaneId) -> Result<()> {
+        self.tables.region.check_whole()?;
         // Who waits for the lock while this lane holds it is told the pid: it is there before the lock is taken.
         if let Some(record) = self.tables.lane(lane) {
             record.pid().store(std::process::id(), Ordering::Relaxed);

@@ -154,6 +154,7 @@ impl Attachment {
             Error::LockTimeout { holder_pid: self.pid_of(holder), waited_ms }
         })?;
         let lock = HeapLock { attachment: self, locked: Locked::assume() };
+        self.note_in_use(&lock)?;
         let recovering = self.tables.superblock(superblock::RECOVERING);
         let seized = match taken {
             Taken::FromDead(dead) if dead != lane.token() => u16::try_from(dead).ok().map(LaneId::new),

@@ -10,6 +10,7 @@
 //! | access | `access.rs` | copying in and out, addresses |
 //! | moves | `moves.rs` | replace a block by another, in one step |
 //! | cells | `cells.rs` | allocate and publish, unpublish and free, in one step |
+//! | durable | `durable.rs` | heaps in files: flush, and what a power cut leaves |
 //! | freeze | `freeze.rs` | nobody else allocates or frees for a while |
 //! | roots | `roots.rs`, `construct.rs` | named ways in |
 //! | images | `snapshot.rs`, `restore.rs` | what a heap holds at one moment, and how that comes back |
@@ -27,6 +28,7 @@ mod attachment;
 mod blocks;
 mod cells;
 mod construct;
+mod durable;
 mod freeze;
 mod inspect;
 mod lane;
@@ -141,6 +143,16 @@ impl Heap {
     #[must_use]
     pub fn name(&self) -> String {
         self.attachment.label()
+    }
+
+    /// True if the heap's name was removed: nobody else can open it, and it goes with its last user. [`Heap::save`] keeps
+    /// its contents.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`](crate::Error::System).
+    pub fn is_unlinked(&self) -> Result<bool> {
+        self.attachment.tables.region.object().map_or(Ok(false), |object| object.is_unlinked())
     }
 
     /// True if this handle may only read.

@@ -128,6 +128,7 @@ impl Attachment {
     /// What the heap holds, for who holds the heap lock. `frozen`: nobody is in the middle of anything, but the dead.
     pub(super) fn snapshot(&self, frozen: bool) -> Result<Snapshot> {
         let tables = &self.tables;
+        tables.region.check_whole()?;
         let (roots, mut undone) = self.saved_roots();
         for lane in tables.header.all_lanes() {
             // A living lane that moves a block without the lock has two of them, and both stay.

@@ -132,6 +132,7 @@ impl Heap {
     pub fn stats(&self) -> Result<Stats> {
         let attachment = &self.attachment;
         let tables = &attachment.tables;
+        tables.region.check_whole()?;
         let page_shift = tables.geometry.page_shift;
         let bytes_of = |pages: u32| u64::from(pages).checked_shl(page_shift).unwrap_or(0);
         let mut runs = Runs::default();

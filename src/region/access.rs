@@ -8,6 +8,7 @@ use super::Mapping;
 use crate::error::{Corruption, Result};
 use crate::sys::gate::Gate;
 use crate::sys::object::Object;
+use crate::sys::system;
 
 /// The bytes of one attachment. Offsets into it are plain integers here; what may stand where is `format`'s business.
 #[derive(Debug)]
@@ -300,6 +301,8 @@ impl Region {
         if start == end {
             return Ok(());
         }
+        // Reserving would make an object longer that somebody has cut, with zeros where something stood.
+        object.check_len(self.len)?;
         object.reserve(start, end.saturating_sub(start))?;
         self.populate(start, end);
         Ok(())
@@ -315,6 +318,21 @@ impl Region {
         }
         object.give_back(start, end.saturating_sub(start))?;
         Ok(end.saturating_sub(start))
+    }
+
+    /// Fails if the object behind the region has become shorter than the region.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        self.object.as_ref().map_or(Ok(()), |object| object.check_len(self.len))
+    }
+
+    /// Writes these bytes, rounded outwards to OS pages, to the disk behind the region, and returns when they are there.
+    pub(crate) fn sync(&self, at: u64, len: u64) -> Result<()> {
+        let (start, end) = self.outward(at, len);
+        let len = end.saturating_sub(start);
+        let (Some(address), Ok(len)) = (self.address(start, len), usize::try_from(len)) else { return Ok(()) };
+        // SAFETY: R1: the range lies in the mapping. The call changes no byte.
+        let done = unsafe { libc::msync(address.as_ptr().cast(), len, libc::MS_SYNC) };
+        if done == 0 { Ok(()) } else { Err(system("msync", nix::errno::Errno::last())) }
     }
 
     fn outward(&self, at: u64, len: u64) -> (u64, u64) {

@@ -7,7 +7,9 @@
 //! since the call began. For the lane a fence for the compiler is enough.
 //!
 //! G1. What is done without the lock is done between `busy = 1`, after which `stop` was seen to be 0, and `busy = 0`.
-//! G2. `stop` is not 0 only while somebody holds the heap lock, or died holding it. So who finds it set waits for the lock.
+//! G2. `stop` is not 0 only while somebody holds the heap lock or died holding it, or has left word that the next to take
+//!      the
+//!     lock is to open the gates (`heap::durable`). So who finds it set takes the lock.
 //! G3. Nobody waits for the heap lock while busy: a freezer holds it, and waits in turn.
 //!
 //! Both words stand in the lane's record; a lane that died busy is told from one that is slow by its token.

@@ -287,6 +287,9 @@ impl Object {
         {
             return Err(Error::WrongOwner { name, owner: stat.st_uid, trusted });
         }
+        if stat.st_nlink == 0 {
+            return Err(Error::Unlinked { name });
+        }
         let mode = stat.st_mode & 0o7777;
         if mode & 0o022 & !admission.mode_allowed != 0 {
             return Err(Error::WrongMode { name, mode, allowed: admission.mode_allowed | 0o755 });
@@ -314,6 +317,22 @@ impl Object {
             (Ok(ours), Ok(named)) => (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino),
             _ => false,
         }
+    }
+
+    /// True for a file, whose bytes outlive the machine.
+    pub(crate) fn is_durable(&self) -> bool {
+        matches!(self.place, Place::File(_))
+    }
+
+    /// True if no name leads to the object any more, and it never was without one.
+    pub(crate) fn is_unlinked(&self) -> Result<bool> {
+        Ok(self.place != Place::Anonymous && self.stat()?.st_nlink == 0)
+    }
+
+    /// Fails if the object has become shorter than `expected`: touching what is missing would raise a signal.
+    pub(crate) fn check_len(&self, expected: u64) -> Result<()> {
+        let actual = self.len()?;
+        if actual < expected { Err(Error::Shrunk { name: self.place.label(), expected, actual }) } else { Ok(()) }
     }
 
     /// Where the object has its name.

@@ -174,7 +174,9 @@ pub(crate) fn sweep(seed: u64) -> std::result::Result<Tally, String> {
         let rehearsed = rehearse(filing, seed).map_err(told)?;
         for number in 0.. {
             let at = |what: &str, error: String| told(format!("{what} system call {number}: {error}"));
-            let Some(call) = die(filing, seed, number, false, &rehearsed).map_err(|e| at("killed before", e))? else { break };
+            let Some(call) = die(filing, seed, number, false, &rehearsed).map_err(|e| at("killed before", e))? else {
+                break;
+            };
             die(filing, seed, number, true, &rehearsed).map_err(|error| at("killed after", error))?;
             tally.deaths += 2;
             let Some((errors, is_done)) = failure_of(call) else {
@@ -236,13 +238,7 @@ fn die(
     Ok(Some(call))
 }
 
-fn fail(
-    filing: &Filing,
-    seed: u64,
-    number: u64,
-    mishap: Mishap,
-    rehearsed: &Rehearsed,
-) -> std::result::Result<(), String> {
+fn fail(filing: &Filing, seed: u64, number: u64, mishap: Mishap, rehearsed: &Rehearsed) -> std::result::Result<(), String> {
     let (place, board) = (Place::new("failing"), Board::new());
     let calls = start(filing, seed, &place, &board);
     for _ in 0..number {
