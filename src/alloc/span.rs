@@ -228,6 +228,20 @@ fn reserve_pages(tables: &Tables, _locked: &Locked, first: PageIndex, count: Pag
     Ok(())
 }
 
+/// Reserves the memory of pages that are going to be written as a whole before anybody reads them: it is not entered into
+/// this process's page table, for which it would have to be zeroed first.
+pub(crate) fn reserve_ahead(tables: &Tables, locked: &Locked, first: u32, pages: u32) -> Result<()> {
+    let end = u64::from(first) + u64::from(pages);
+    if end > u64::from(tables.geometry.pages) {
+        return Err(Corruption::new("a span lies outside the pages", superblock::PAGES_HIGH).into());
+    }
+    raise_high(tables, locked, end as u32)?;
+    let start = tables.page_start(tables.page_from_region(first, superblock::PAGES_HIGH)?);
+    tables.region.reserve_unentered(start, u64::from(pages) << tables.geometry.page_shift)?;
+    for_words(first, pages, |word, mask| _ = tables.reserved_word(word).fetch_or(mask, Ordering::Release));
+    Ok(())
+}
+
 /// Reserves the slab bitmaps of the groups that a span touches.
 fn reserve_bitmaps(tables: &Tables, _locked: &Locked, first: PageIndex, count: PageCount) -> Result<()> {
     for group in tables.groups_of(first, count.get()) {

@@ -32,6 +32,11 @@ impl Heap {
 }
 
 impl Restore<'_> {
+    /// Reserves the memory of pages that are about to be placed and written.
+    pub(crate) fn reserve(&self, first: u32, pages: u32) -> Result<()> {
+        span::reserve_ahead(&self.heap.attachment.tables, &self.lock, first, pages)
+    }
+
     /// A slab with these blocks allocated; each word's bits beyond the last block are clear.
     pub(crate) fn slab(&self, first: u32, class: ClassIndex, allocated: &[u64]) -> Result<()> {
         let attachment = &*self.heap.attachment;

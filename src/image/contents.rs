@@ -60,6 +60,19 @@ impl Contents {
         Ok(true)
     }
 
+    /// Runs of pages that neighbouring spans take: the first, and how many.
+    pub(super) fn page_runs(&self) -> impl Iterator<Item = (u32, u32)> {
+        let mut spans = self.snapshot.spans.iter().peekable();
+        std::iter::from_fn(move || {
+            let run = spans.next()?;
+            let mut end = run.first.saturating_add(run.pages);
+            while let Some(next) = spans.next_if(|next| next.first == end) {
+                end = end.saturating_add(next.pages);
+            }
+            Some((run.first, end.saturating_sub(run.first)))
+        })
+    }
+
     /// True if a block is allocated that starts at `offset`.
     fn is_block(&self, source: &Source<'_>, offset: u64) -> bool {
         let geometry = source.geometry();

@@ -87,6 +87,7 @@ impl Options {
 /// Fills a new heap with what the image holds.
 fn fill(restore: &Restore<'_>, source: &mut Source<'_>, mut progress: impl FnMut(Progress)) -> Result<()> {
     let (mut contents, mut chunk) = Contents::read(source)?;
+    contents.page_runs().try_for_each(|(first, pages)| restore.reserve(first, pages))?;
     let snapshot = &contents.snapshot;
     for span in &snapshot.spans {
         match span.kind {
@@ -103,7 +104,7 @@ fn fill(restore: &Restore<'_>, source: &mut Source<'_>, mut progress: impl FnMut
         restore.write(*at, bytes)?;
         done = done.saturating_add(bytes.len() as u64);
         progress(Progress { done, total });
-        chunk = source.next()?;
+        chunk = source.next_in(chunk.bytes)?;
     }
     progress(Progress { done: total, total });
     Ok(())

@@ -15,39 +15,52 @@ pub(super) struct Sink<'a> {
     len: u64,
 }
 
-/// A chunk in the making: room for its header, and then its bytes, so that both are written in one call.
+/// A chunk in the making: room for its header, and then its bytes, so that both are written in one call. Used again and
+/// again, so that memory is neither asked for nor cleared for each chunk.
 #[derive(Debug)]
-pub(super) struct Draft(Vec<u8>);
+pub(super) struct Draft {
+    buffer: Vec<u8>,
+    /// Header and bytes of the chunk; what lies behind is left from others.
+    end: usize,
+}
 
 impl Draft {
     pub(super) fn new() -> Self {
-        Self(vec![0; CHUNK_HEADER_LEN])
+        Self { buffer: vec![0; CHUNK_HEADER_LEN], end: CHUNK_HEADER_LEN }
     }
 
     /// Bytes so far.
     pub(super) fn len(&self) -> usize {
-        self.0.len().saturating_sub(CHUNK_HEADER_LEN)
+        self.end.saturating_sub(CHUNK_HEADER_LEN)
     }
 
     pub(super) fn extend(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        self.buffer.truncate(self.end);
+        self.buffer.extend_from_slice(bytes);
+        self.end = self.buffer.len();
     }
 
-    /// The chunk's bytes, of which there are to be `len`.
+    /// The chunk's bytes, of which there are to be `len`, whatever they are.
     pub(super) fn resized(&mut self, len: usize) -> &mut [u8] {
-        self.0.resize(CHUNK_HEADER_LEN.saturating_add(len), 0);
+        self.end = CHUNK_HEADER_LEN.saturating_add(len);
+        if self.buffer.len() < self.end {
+            self.buffer.resize(self.end, 0);
+        }
         self.bytes()
     }
 
     pub(super) fn bytes(&mut self) -> &mut [u8] {
-        self.0.get_mut(CHUNK_HEADER_LEN..).unwrap_or_default()
+        self.buffer.get_mut(CHUNK_HEADER_LEN..self.end).unwrap_or_default()
     }
 
     /// Takes `front` bytes off the start, and leaves `len`.
     pub(super) fn cut(&mut self, front: usize, len: usize) {
-        let end = CHUNK_HEADER_LEN.saturating_add(front);
-        self.0.drain(CHUNK_HEADER_LEN..end.min(self.0.len()));
-        self.0.truncate(CHUNK_HEADER_LEN.saturating_add(len));
+        let start = CHUNK_HEADER_LEN.saturating_add(front);
+        let end = start.saturating_add(len).min(self.end);
+        if front != 0 {
+            self.buffer.copy_within(start..end, CHUNK_HEADER_LEN);
+        }
+        self.end = CHUNK_HEADER_LEN.saturating_add(len).min(self.end);
     }
 }
 
@@ -94,11 +107,11 @@ impl<'a> Sink<'a> {
         self.whole.update(header.as_bytes());
         self.whole.combine(&sum);
         self.chunks = self.chunks.saturating_add(1);
-        if let Some(room) = draft.0.get_mut(..CHUNK_HEADER_LEN) {
+        if let Some(room) = draft.buffer.get_mut(..CHUNK_HEADER_LEN) {
             room.copy_from_slice(header.as_bytes());
         }
-        self.put(&draft.0)?;
-        draft.0.truncate(CHUNK_HEADER_LEN);
+        self.put(draft.buffer.get(..draft.end).unwrap_or_default())?;
+        draft.resized(0);
         Ok(())
     }
 

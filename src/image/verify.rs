@@ -19,7 +19,7 @@ pub fn verify(image: impl AsRef<Path>) -> Result<ImageInfo> {
     let mut source = Source::open(image.as_ref())?;
     let (mut contents, mut chunk) = Contents::read(&mut source)?;
     while contents.check_data(&source, &chunk)? {
-        chunk = source.next()?;
+        chunk = source.next_in(chunk.bytes)?;
     }
     Ok(source.info())
 }

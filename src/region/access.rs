@@ -296,6 +296,16 @@ impl Region {
 
     /// Reserves memory for these bytes, rounded outwards to OS pages, so that touching them cannot fail.
     pub(crate) fn reserve(&self, at: u64, len: u64) -> Result<()> {
+        self.reserve_unentered(at, len)?;
+        if self.object.is_some() {
+            let (start, end) = self.outward(at, len);
+            self.populate(start, end);
+        }
+        Ok(())
+    }
+
+    /// As [`Self::reserve`], without entering the memory into this process's page table.
+    pub(crate) fn reserve_unentered(&self, at: u64, len: u64) -> Result<()> {
         let Some(object) = &self.object else { return Ok(()) };
         let (start, end) = self.outward(at, len);
         if start == end {
@@ -303,9 +313,7 @@ impl Region {
         }
         // Reserving would make an object longer that somebody has cut, with zeros where something stood.
         object.check_len(self.len)?;
-        object.reserve(start, end.saturating_sub(start))?;
-        self.populate(start, end);
-        Ok(())
+        object.reserve(start, end.saturating_sub(start))
     }
 
     /// Gives the memory behind these bytes back, rounded inwards to OS pages; returns how many bytes those are.

@@ -15,7 +15,7 @@
 //! | `workload`, `random`, `trace` | what they are given to do |
 //! | `single`, `workers` | the measured loops, of one thread and of several |
 //! | `timed`, `cold`, `team`, `board`, `child` | who runs the loops, when and where |
-//! | `space`, `fullness`, `start` | what is not timed by operation |
+//! | `space`, `fullness`, `start`, `images` | what is not timed by operation |
 //! | `results`, `report`, `plot` | what was found out, as data, text and pictures |
 
 mod allocators;
@@ -23,6 +23,7 @@ mod board;
 mod child;
 mod cold;
 mod fullness;
+mod images;
 mod plot;
 mod random;
 mod report;
@@ -60,7 +61,7 @@ struct Arguments {
     /// Rounds that count.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
-    /// Only these workloads and tables: names of rows, `scaling`, `space`, `start`.
+    /// Only these workloads and tables: names of rows, `scaling`, `space`, `start`, `images`.
     #[arg(long, value_delimiter = ',', value_parser = Part::parse)]
     only: Vec<Part>,
     /// Only these allocators.
@@ -92,6 +93,7 @@ enum Part {
     Scaling,
     Space,
     Start,
+    Images,
 }
 
 impl Part {
@@ -100,9 +102,10 @@ impl Part {
             "scaling" => Ok(Self::Scaling),
             "space" => Ok(Self::Space),
             "start" => Ok(Self::Start),
+            "images" => Ok(Self::Images),
             _ => Workload::from_str(name, false).map(Self::Time).map_err(|_| {
                 let names: Vec<String> = Workload::ALL.map(Workload::name).into();
-                format!("choose from scaling, space, start, {}", names.join(", "))
+                format!("choose from scaling, space, start, images, {}", names.join(", "))
             }),
         }
     }
@@ -165,6 +168,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     if is_wanted(Part::Start) {
         progress("start");
         results.start = start::measure(&kinds)?;
+    }
+    if is_wanted(Part::Images) && kinds.contains(&Kind::Shmheap) {
+        progress("images");
+        results.images = images::measure(arguments.quick)?;
     }
     progress("done");
     if let Some(file) = &arguments.save {

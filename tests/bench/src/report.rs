@@ -32,6 +32,9 @@ pub(crate) fn text(results: &Results) -> String {
     if !results.start.is_empty() {
         part("Start: microseconds, medians of 101", start(results));
     }
+    if !results.images.is_empty() {
+        part("Images: milliseconds, medians of 7", images(results));
+    }
     text + &closing(results)
 }
 
@@ -142,6 +145,19 @@ fn start(results: &Results) -> Table {
         let mut cells = vec![Cell::new(row.kind.name()), right(capacity)];
         let times = [row.create, row.open, row.first_allocation, row.detach];
         cells.extend(times.map(|time| number(Some(time), 1)));
+        table.add_row(cells);
+    }
+    table
+}
+
+fn images(results: &Results) -> Table {
+    let columns = ["MB", "save", "plain copy", "ratio", "load", "plain copy", "ratio"].map(str::to_owned);
+    let mut table = table("image in", columns);
+    for row in &results.images {
+        let mut cells = vec![Cell::new(&row.what), number(Some(row.bytes as f64 / 1e6), 0)];
+        for (ours, plain) in [(row.save, row.copy_out), (row.load, row.copy_in)] {
+            cells.extend([number(Some(ours), 1), number(Some(plain), 1), number(Some(ours / plain), 2)]);
+        }
         table.add_row(cells);
     }
     table

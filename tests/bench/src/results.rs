@@ -21,6 +21,8 @@ pub(crate) struct Results {
     pub(crate) space: Vec<SpaceRow>,
     pub(crate) state: Option<HeapState>,
     pub(crate) start: Vec<StartRow>,
+    #[serde(default)]
+    pub(crate) images: Vec<ImagesRow>,
 }
 
 /// Nanoseconds per operation.
@@ -68,6 +70,17 @@ pub(crate) struct StartRow {
     pub(crate) open: f64,
     pub(crate) first_allocation: f64,
     pub(crate) detach: f64,
+}
+
+/// Milliseconds, medians, of a save, a load, and plain copies of the same bytes to the same places.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ImagesRow {
+    pub(crate) what: String,
+    pub(crate) bytes: u64,
+    pub(crate) save: f64,
+    pub(crate) copy_out: f64,
+    pub(crate) load: f64,
+    pub(crate) copy_in: f64,
 }
 
 impl Row {
