@@ -92,29 +92,25 @@ fn check_all(tables: &Tables, classes: &Classes, findings: &mut Findings) -> Flo
     // Pages beyond a mark that is wrong may have no memory behind their tables.
     if tables_are_there {
         let orphans_with_room = check_spans(tables, classes, findings)?;
-        check_derived(tables, classes, orphans_with_room, findings)?;
+        check_derived(tables, findings)?;
+        check_orphan_lists(tables, classes, orphans_with_room, findings)?;
     }
     check_roots(tables, findings)
 }
 
-/// Checks what follows from the page entries and the slabs' bits: in-use bits, summaries, and the lists of orphans.
-pub(crate) fn check_derived(
-    tables: &Tables,
-    classes: &Classes,
-    orphans_with_room: BTreeSet<PageIndex>,
-    findings: &mut Findings,
-) -> Flow {
+/// Checks what follows from the page entries.
+pub(crate) fn check_derived(tables: &Tables, findings: &mut Findings) -> Flow {
     let high = tables.pages_high();
     for word in 0..high.div_ceil(64) {
         let bits = tables.in_use_word(word).load(Ordering::Acquire);
         if span::in_use_by_entries(tables, word, high).is_ok_and(|right| right != bits) {
-            findings.note("C4: the in-use bits differ from the page entries", u64::from(word))?;
+            findings.note("C4: the in-use bits differ from the page entries", tables.in_use_at(word))?;
         }
     }
     for (level, node) in span::wrong_summaries(tables) {
         findings.note("C5: a summary differs from what lies below it", tables.summary_at(level, node))?;
     }
-    check_orphan_lists(tables, classes, orphans_with_room, findings)
+    Flow::Continue(())
 }
 
 /// Checks the superblock and the lane records; false if `PAGES_HIGH` is wrong.
@@ -148,7 +144,7 @@ fn check_superblock(tables: &Tables, findings: &mut Findings) -> Flow<bool> {
     Flow::Continue(high_fits)
 }
 
-fn is_claimed(tables: &Tables, lane: LaneId) -> bool {
+pub(crate) fn is_claimed(tables: &Tables, lane: LaneId) -> bool {
     tables.lane(lane).is_some_and(|record| record.is_claimed())
 }
 
@@ -316,7 +312,8 @@ fn check_kept_slab(tables: &Tables, slab: &Slab<'_>, findings: &mut Findings) ->
     Flow::Continue(())
 }
 
-fn check_orphan_lists(
+/// Checks the lists of orphans, in which these and no others should stand.
+pub(crate) fn check_orphan_lists(
     tables: &Tables,
     classes: &Classes,
     mut expected: BTreeSet<PageIndex>,

@@ -154,7 +154,7 @@ impl Heap {
 
     /// Everything that [`Heap::validate`] would tell, one after the other: what is wrong, and where; at most 1000 findings.
     ///
-    /// An empty list says that the heap is sound. Nothing is changed.
+    /// An empty list says that the heap is sound. Nothing is changed; [`Options::repair`](crate::Options::repair) does that.
     /// What follows from one damage may be told as several findings.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! | access | `access.rs` | copying in and out, addresses |
 //! | moves | `moves.rs` | replace a block by another, in one step |
 //! | cells | `cells.rs` | allocate and publish, unpublish and free, in one step |
+//! | mending | `mend.rs` | being alone with a heap, to repair it |
 //! | roots | `roots.rs`, `construct.rs` | named ways in |
 //! | numbers | `stats.rs`, `inspect.rs` | what the heap holds, who is attached, is it sound |
 //!
@@ -28,6 +29,7 @@ mod construct;
 mod inspect;
 mod lane;
 mod lock;
+mod mend;
 mod moves;
 mod options;
 mod paths;

@@ -262,14 +262,21 @@ impl Region {
 
     /// Reserves memory for these bytes, rounded outwards to OS pages, so that touching them cannot fail.
     pub(crate) fn reserve(&self, at: u64, len: u64) -> Result<()> {
-        let Some(object) = &self.object else { return Ok(()) };
-        let (start, end) = self.outward(at, len);
-        if start == end {
-            return Ok(());
+        if self.object.is_some() {
+            self.back(at, len)?;
+            let (start, end) = self.outward(at, len);
+            self.populate(start, end);
         }
-        object.reserve(start, end.saturating_sub(start))?;
-        self.populate(start, end);
         Ok(())
+    }
+
+    /// As [`Self::reserve`], without touching the bytes: for many that are not needed now.
+    pub(crate) fn back(&self, at: u64, len: u64) -> Result<()> {
+        let (start, end) = self.outward(at, len);
+        match &self.object {
+            Some(object) if start != end => object.reserve(start, end.saturating_sub(start)),
+            _ => Ok(()),
+        }
     }
 
     /// Gives the memory behind these bytes back, rounded inwards to OS pages; returns how many bytes those are.

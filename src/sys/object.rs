@@ -333,10 +333,16 @@ impl Object {
 
     /// Reads the object's first bytes; an object shorter than `bytes` leaves the rest zero.
     pub(crate) fn read_start(&self, bytes: &mut [u8]) -> Result<()> {
+        self.read(0, bytes)
+    }
+
+    /// Reads the object's bytes from `at` on, as [`Self::read_start`] does. Memory that is not reserved reads as zero, and is
+    /// not taken by that.
+    pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         let mut done = 0;
         while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let at = u64::try_from(done).unwrap_or(u64::MAX);
-            match self.file.read_at(rest, at) {
+            let next = at.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+            match self.file.read_at(rest, next) {
                 Ok(0) => break,
                 Ok(count) => done = done.saturating_add(count),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
