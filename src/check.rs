@@ -38,7 +38,8 @@ use std::sync::atomic::Ordering;
 use crate::alloc::{Classes, Slab, list, slab, span};
 use crate::error::{Corruption, Result};
 use crate::format::{
-    CHUNK_PAGES, HEADER_LEN, Header, LaneId, PageEntry, PageIndex, PageState, RootState, SHARED_LANE, Tables, superblock,
+    CHUNK_PAGES, HEADER_LEN, Header, LaneId, PageEntry, PageIndex, PageState, RootName, RootState, SHARED_LANE, Tables,
+    superblock,
 };
 use crate::journal;
 
@@ -364,7 +365,9 @@ pub(crate) fn check_root(tables: &Tables, slot: u32, names: &mut BTreeSet<String
         }
         None => return broken("C12: a root has a state that nobody writes"),
     }
-    let Some(text) = name.text() else { return broken("C12: a root has no legal name") };
+    let Some(text) = name.text().filter(|text| RootName::new(text).is_ok()) else {
+        return broken("C12: a root has no legal name");
+    };
     let in_data = (tables.geometry.data_start..tables.geometry.data_end()).contains(&offset);
     let has_none_yet = offset == 0 && state == Some(RootState::Constructing);
     if !in_data && !has_none_yet {

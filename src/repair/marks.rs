@@ -6,9 +6,13 @@ use super::{Patient, Remedy, RepairReport};
 use crate::alloc::slab;
 use crate::check;
 use crate::error::Result;
-use crate::format::{CHUNK_PAGES, Intent, PageCount, PageState, SHARED_LANE, Tables, superblock};
+use crate::format::{CHUNK_PAGES, Intent, LaneId, PageCount, PageState, SHARED_LANE, Tables, superblock};
 use crate::journal::{self, Locked, Range};
 use crate::sys::lock;
+
+/// What `RECOVERING` says while a heap that was at rest is repaired: what comes next may still take for granted that nobody
+/// had died holding the lock. Once recovery begins, the word is 1, as for all who recover.
+pub(super) const MENDING: u64 = 2;
 
 /// Bytes of the page table that are looked at together.
 const PIECE: u64 = 64 << 10;
@@ -76,7 +80,11 @@ pub(super) fn mark_as_held(patient: Patient<'_>, locked: &Locked, report: &mut R
     let recovering = tables.superblock(superblock::RECOVERING);
     let holder = lock::holder(tables.lock().load(Ordering::Acquire));
     let is_held = holder.is_some_and(|lane| lane <= tables.geometry.lanes);
-    let interrupted = is_held || recovering.load(Ordering::Acquire) != 0;
+    let interrupted = match recovering.load(Ordering::Acquire) {
+        0 => is_held,
+        MENDING => false,
+        _ => true,
+    };
     if !interrupted {
         if journal::is_armed(tables) {
             let what = "C11: a journal record is armed, and nobody held the lock";
@@ -93,9 +101,14 @@ pub(super) fn mark_as_held(patient: Patient<'_>, locked: &Locked, report: &mut R
     if recovering.load(Ordering::Acquire) != 0 {
         report.note("a recovery or a repair did not come to its end", superblock::RECOVERING, Remedy::Recovered);
     }
-    recovering.store(1, Ordering::Release);
+    recovering.store(if interrupted { 1 } else { MENDING }, Ordering::Release);
     tables.lock().store(u32::from(SHARED_LANE.get()) + 1, Ordering::Release);
     interrupted
+}
+
+/// From here on, whoever finds the heap finishes what the lanes had under way.
+pub(super) fn mark_as_recovering(tables: &Tables) {
+    tables.superblock(superblock::RECOVERING).store(1, Ordering::Release);
 }
 
 /// Ends the intents of which `is_wrong` says so.
@@ -196,18 +209,14 @@ pub(super) fn mend_lanes(patient: Patient<'_>, report: &mut RepairReport) {
 /// True if an intent can name this cell: a word of a block, of a root, or of a move.
 fn is_cell(tables: &Tables, cell: u64) -> bool {
     let geometry = &tables.geometry;
-    let moves = |cell| [cell == 0x98, cell == 0xa0].contains(&true);
-    let of_record = tables
-        .header
-        .all_lanes()
-        .filter_map(|lane| tables.lane(lane))
-        .any(|record| cell.checked_sub(record.at()).is_some_and(moves));
+    let mut records = tables.header.all_lanes().filter_map(|lane| tables.lane(lane));
+    let of_record = records.any(|record| cell == record.move_old_cell() || cell == record.move_new_cell());
     let of_root = || (0..geometry.root_slots).filter_map(|slot| tables.root(slot)).any(|record| record.cell() == cell);
     let in_data = (geometry.data_start..geometry.data_end()).contains(&cell) && cell.is_multiple_of(8);
     in_data || of_record || of_root()
 }
 
 /// True if the lane of an entry is claimed, or it is nobody's.
-pub(super) fn is_accounted_for(tables: &Tables, lane: crate::format::LaneId) -> bool {
+pub(super) fn is_accounted_for(tables: &Tables, lane: LaneId) -> bool {
     lane.is_shared() || check::is_claimed(tables, lane)
 }

@@ -20,7 +20,7 @@
 //!     for a block stay allocated. What contradicts nothing cannot be told from the truth.
 //! Q4. Every step can be repeated from the start after a death in the middle. What only a holder of the lock can have left
 //!     (an armed journal, intents) is dropped before the lock is marked as held, if it was not; from then on until the
-//!     end, the lock and `RECOVERING` say that somebody is at work, so that whoever comes next recovers, or repairs again.
+//!     end, the lock and `RECOVERING` (which tells [`marks::MENDING`] from recovery) say that somebody is at work, so that whoever comes next recovers, or repairs again.
 //!     Each change of truth is one store, or, in a quarantine, a first store that claims all pages and others that follow.
 //!
 //! Not here: how the caller comes to be alone (`heap::mend`), what is wrong in a heap in use (`check`).
@@ -97,7 +97,7 @@ pub(crate) fn repair(patient: Patient<'_>) -> Result<RepairReport> {
     let mut derived = Findings::up_to(usize::MAX);
     // These findings have no end but the tables'.
     let _ = check::check_derived(tables, &mut derived);
-    pages::quarantine_contradictions(patient, &mut report)?;
+    pages::quarantine_contradictions(patient, interrupted, &mut report)?;
     pages::reserve(patient, &mut report)?;
     let orphans_with_room = slabs::orphans_with_room(patient);
     let _ = check::check_orphan_lists(tables, patient.ward.classes, orphans_with_room, &mut derived);
@@ -105,6 +105,7 @@ pub(crate) fn repair(patient: Patient<'_>) -> Result<RepairReport> {
     slabs::mend(patient, &mut report);
     roots::mend(patient, &mut report)?;
     marks::mend_lanes(patient, &mut report);
+    marks::mark_as_recovering(tables);
     let lanes: Vec<LaneId> = tables.header.all_lanes().collect();
     recovery::after_dead_holder(patient.ward, &locked, &lanes)?;
     roots::note_lost(patient, &mut report);

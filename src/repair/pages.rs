@@ -1,33 +1,71 @@
 //! Page entries that contradict each other, and the memory behind the pages.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::{Patient, Remedy, RepairReport};
+use crate::alloc::span;
 use crate::check::{self, Span};
 use crate::error::{Corruption, Result};
-use crate::format::{PageCount, PageEntry, PageIndex, PageState, SHARED_LANE, Tables, superblock};
+use crate::format::{CHUNK_PAGES, PageCount, PageEntry, PageIndex, PageState, SHARED_LANE, Tables, superblock};
 use crate::region::Offset;
+
+/// What the page entries say, and what contradicts them.
+struct Entries<'a> {
+    patient: Patient<'a>,
+    /// Chunks whose in-use bits are not what their summary says.
+    doubtful_chunks: BTreeSet<u32>,
+    at_rest: bool,
+}
+
+impl<'a> Entries<'a> {
+    fn new(patient: Patient<'a>, interrupted: bool) -> Self {
+        let leaves = span::wrong_summaries(patient.tables()).filter(|(level, _)| *level == 0);
+        Self { patient, doubtful_chunks: leaves.map(|(_, chunk)| chunk).collect(), at_rest: !interrupted }
+    }
+
+    fn span_at(&self, page: PageIndex) -> Result<Span<'a>, Corruption> {
+        let tables = self.patient.tables();
+        match check::span_at(tables, self.patient.ward.classes, page) {
+            Ok(Span::Free) if self.is_lost(page) => {
+                let what = "C4: a page's entry says that it is free, and its bit and the summary that it is not";
+                Err(Corruption::new(what, tables.entry_at(page)))
+            }
+            result => result,
+        }
+    }
+
+    /// True if a page's entry says "free", and all that should follow from it the contrary. In a heap at rest the entry may be
+    /// what is wrong: one word of a slab of the smallest class differs from zero by a single bit.
+    fn is_lost(&self, page: PageIndex) -> bool {
+        let tables = self.patient.tables();
+        let in_use = tables.in_use_word(page.get() / 64).load(Ordering::Acquire) >> (page.get() % 64) & 1 != 0;
+        let is_doubtful = || self.doubtful_chunks.contains(&(page.get() / CHUNK_PAGES));
+        self.at_rest && in_use && reserved(tables, page) && !is_doubtful()
+    }
+}
 
 /// Makes allocated blocks of all pages whose entries contradict each other; afterwards every page belongs to one span, as the
 /// entries say (C3).
 ///
 /// What is quarantined are the pages that could belong to what is broken (Q3): from where its entry says that it starts, for
 /// as long as it says that it is, up to the next span that is sound; free pages in between too.
-pub(super) fn quarantine_contradictions(patient: Patient<'_>, report: &mut RepairReport) -> Result<()> {
-    let (tables, classes) = (patient.tables(), patient.ward.classes);
+pub(super) fn quarantine_contradictions(patient: Patient<'_>, interrupted: bool, report: &mut RepairReport) -> Result<()> {
+    let tables = patient.tables();
+    let entries = Entries::new(patient, interrupted);
     let high = tables.pages_high();
     // Where the last span ended that is sound and in use.
     let mut settled = 0;
     let mut number = 0;
     while number < high {
         let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
-        match check::span_at(tables, classes, page) {
+        match entries.span_at(page) {
             Ok(span) => {
                 number += span.pages();
                 settled = if let Span::Free = span { settled } else { number };
             }
             Err(found) => {
-                let (first, end) = extent(patient, number, settled);
+                let (first, end) = extent(&entries, number, settled);
                 let remedy = quarantine(tables, first, end)?;
                 report.add(found, remedy);
                 (number, settled) = (end, end);
@@ -39,17 +77,17 @@ pub(super) fn quarantine_contradictions(patient: Patient<'_>, report: &mut Repai
 
 /// The pages from `first` on, up to but not including the second number, that could belong to the broken span, or the broken
 /// spans in a row, of which page `number` is the first that was met.
-fn extent(patient: Patient<'_>, number: u32, settled: u32) -> (u32, u32) {
-    let (tables, classes) = (patient.tables(), patient.ward.classes);
+fn extent(entries: &Entries<'_>, number: u32, settled: u32) -> (u32, u32) {
+    let tables = entries.patient.tables();
     let high = tables.pages_high();
     let (mut first, mut claimed, mut next) = (number, number, number);
     while let Some(page) = (next < high).then(|| tables.page(next)).flatten() {
-        match check::span_at(tables, classes, page) {
+        match entries.span_at(page) {
             Ok(Span::Free) if next >= claimed => break,
             Ok(Span::Free) => {}
             Ok(_) => break,
             Err(_) => {
-                let (start, end) = claim_of(patient, page);
+                let (start, end) = claim_of(entries.patient, page);
                 first = if start >= settled { first.min(start) } else { first };
                 claimed = claimed.max(end);
             }

@@ -71,12 +71,34 @@ fn a_further_page_that_does_not_fit_quarantines_its_large_block() {
 fn a_first_page_that_says_nothing_is_found_by_its_further_pages() {
     let region = Region::new(false);
     let page = region.page(20_000);
-    // By a state that nobody writes, or by the next page, if this one seems to be free.
+    // By a state that nobody writes; by the in-use bits, if this one seems to be free; or else by the next page.
     let at = region.places.entry(page);
     expect(&region, &[(at, 0xf)], "C3", &[("C3", at, quarantined(&region, page, 5))]);
-    let derived =
-        [("C3", at + 8, quarantined(&region, page, 5)), ("C4", region.places.in_use + page / 64 * 8, Remedy::Rebuilt)];
-    expect(&region, &[(at, 0)], "C3", &derived);
+    let in_use = region.places.in_use + page / 64 * 8;
+    let done = quarantined(&region, page, 5);
+    expect(&region, &[(at, 0)], "C3", &[("C4", at, done), ("C4", in_use, Remedy::Rebuilt)]);
+    let others = word(&region.sound, in_use) & !(1 << (page % 64));
+    let path = region.damaged(&[(at, 0), (in_use, others)]);
+    let report = region.repair(&path);
+    assert_eq!((report.actions[0].found.at, report.actions[0].remedy), (at + 8, done), "{report}");
+    region.expect_usable(&path, &report);
+}
+
+#[test]
+fn a_slab_whose_entry_seems_to_be_free_is_not_given_away() {
+    let region = Region::new(false);
+    let page = region.page(16);
+    let at = region.places.entry(page);
+    assert_eq!(region.entry(page), 1, "an orphan of the smallest class, on one page, is one bit away from nothing");
+    let path = region.damaged(&[(at, 0)]);
+    let report = region.repair(&path);
+    assert_eq!(report.actions[0].remedy, quarantined(&region, page, 1), "{report}");
+    region.expect_usable(&path, &report);
+    // Killed before it was done: the next repair knows no less.
+    let path = region.damaged(&[(at, 0), (RECOVERING, 2), (LOCK, 1)]);
+    let report = region.repair(&path);
+    assert!(report.actions.iter().any(|action| action.remedy == quarantined(&region, page, 1)), "{report}");
+    region.expect_usable(&path, &report);
 }
 
 #[test]
@@ -306,9 +328,9 @@ fn of_two_roots_with_one_name_the_one_that_was_found_stays() {
 fn a_root_behind_a_gap_is_moved_to_where_it_is_found() {
     let region = Region::new(false);
     let from = root_at(&region, "first");
-    let free = (0..64).map(|slot| region.places.roots + 128 * slot).filter(|at| word(&region.sound, *at) as u8 == 0);
-    // The last of a run of empty slots, so that there is a gap in front of it.
-    let to = free.filter(|at| *at != from + 128).last().expect("there are empty slots");
+    let mut free = (0..64).map(|slot| region.places.roots + 128 * slot).filter(|at| word(&region.sound, *at) as u8 == 0);
+    // Not the next one, so that there is a gap in front of it.
+    let to = free.rfind(|at| *at != from + 128).expect("there are empty slots");
     let moved = (0..128).step_by(8).map(|at| (to + at, word(&region.sound, from + at)));
     let words: Vec<_> = moved.chain([(from, 0)]).collect();
     let path = region.damaged(&words);

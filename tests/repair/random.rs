@@ -62,6 +62,27 @@ fn damaged_words(region: &Region, damage: &[(usize, u64, Change)]) -> Vec<(u64, 
     words
 }
 
+/// What a single bit of a page's entry can do. The bits of a class are left out: a slab on one page has another class then,
+/// and blocks of another size, and nothing contradicts that.
+#[test]
+fn whatever_bit_of_a_page_entry_flips_no_page_with_a_block_is_given_away() {
+    let region = Region::new(false);
+    let used = region.pages_in(0).next().expect("some pages are free");
+    for page in 0..used {
+        for bit in (0..64).filter(|bit| !(8..16).contains(bit)) {
+            let path = region.damaged(&[(region.places.entry(page), region.entry(page) ^ 1 << bit)]);
+            Heap::options().repair_file(&path).expect("a repair");
+            let heap = Heap::options().open_file(&path).expect("a repaired heap can be opened");
+            let blocks: Vec<_> = heap.blocks().map(|block| (block.offset.get(), block.offset.get() + block.size)).collect();
+            for (start, (size, _)) in &region.blocks {
+                let mut places = std::iter::once(*start).chain(region.places.pages_of(*start, *size));
+                let lost = places.find(|at| !blocks.iter().any(|(start, end)| (*start..*end).contains(at)));
+                assert_eq!(lost, None, "bit {bit} of page {page} has given away the block at {start:#x}");
+            }
+        }
+    }
+}
+
 fn config() -> ProptestConfig {
     ProptestConfig { cases: 300, max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() }
 }

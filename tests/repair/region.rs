@@ -74,6 +74,13 @@ impl Places {
         self.data + PAGE * page
     }
 
+    /// Where the pages start into which a block reaches.
+    pub(crate) fn pages_of(&self, start: u64, size: usize) -> impl Iterator<Item = u64> {
+        let end = start + u64::try_from(size).expect("it fits");
+        let first = (start - self.data).next_multiple_of(PAGE) + self.data;
+        (first..end).step_by(PAGE as usize)
+    }
+
     pub(crate) fn page_of(&self, offset: Offset) -> u64 {
         (offset.get() - self.data) / PAGE
     }
