@@ -247,10 +247,10 @@ impl Options {
     /// Makes a damaged heap sound again: everything that [`Heap::findings`] tells is mended, and each action reported.
     ///
     /// The header must be whole. What is derived is rebuilt from the page table and the slabs' bits. Pages of which these
-    /// contradict themselves are *quarantined*: they become one allocated block, which [`Heap::blocks`] lists, so that what is
-    /// in them can be copied out; [`Heap::deallocate`] frees it. What the dead had under way is finished or undone. The bytes
-    /// of blocks are never changed. Nothing but this repairs a heap, and a sound one is left as it is, except that dead lanes
-    /// are recovered.
+    /// contradict each other are *quarantined*: they become one allocated block, which [`Heap::blocks`] lists, so that its
+    /// bytes can be copied out; [`Heap::deallocate`] frees it. What the dead had under way is finished or undone. The bytes of
+    /// blocks are never changed. Nothing but this repairs a heap, and a sound one is left as it is, except that dead lanes are
+    /// recovered.
     ///
     /// Damage that leaves words which contradict no others cannot be seen, and so not be repaired: a bit that says that a
     /// block is free, say. Nobody else can use the heap meanwhile. A repair that is killed can be repeated.

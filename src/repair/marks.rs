@@ -142,8 +142,8 @@ pub(super) fn replay_journal(patient: Patient<'_>, locked: &Locked, interrupted:
     }
 }
 
-/// True if the armed record is one that can be under way, given the entries of its pages (J2): each is what it is to be, free,
-/// or what it was as a part of one span.
+/// True if the armed record is one that can be under way, given the entries of its pages (J2): each is what it is to be,
+/// free, or what it was as a part of one span.
 fn is_replayable(patient: Patient<'_>) -> bool {
     let Ok(ranges) = journal::ranges(patient.tables()) else { return false };
     let mut distance = 0;

@@ -16,12 +16,12 @@
 //!
 //! Q1. The caller is alone with the region: it holds the token of every lane, the shared one's too.
 //! Q2. No byte of a page is written, but for a cell whose intent is settled as recovery would settle it.
-//! Q3. No page that holds a block becomes free. Where two words contradict each other, the pages that either of them claims
-//!     for a block stay allocated. What contradicts nothing cannot be told from the truth.
+//! Q3. No page that holds a block becomes free: where entries contradict each other, all pages that any of them claims stay
+//!     allocated. What contradicts nothing cannot be told from the truth.
 //! Q4. Every step can be repeated from the start after a death in the middle. What only a holder of the lock can have left
-//!     (an armed journal, intents) is dropped before the lock is marked as held, if it was not; from then on until the
-//!     end, the lock and `RECOVERING` (which tells [`marks::MENDING`] from recovery) say that somebody is at work, so that whoever comes next recovers, or repairs again.
-//!     Each change of truth is one store, or, in a quarantine, a first store that claims all pages and others that follow.
+//!     (an armed journal, intents) is dropped before the lock is marked as held, if it was not; from then on until the end,
+//!     the lock and `RECOVERING` say that somebody is at work, so that whoever comes next recovers, or repairs again. Each
+//!     change of truth is one store, or, in a quarantine, a first store that claims all pages and others that follow.
 //!
 //! Not here: how the caller comes to be alone (`heap::mend`), what is wrong in a heap in use (`check`).
 

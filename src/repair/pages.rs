@@ -35,8 +35,8 @@ impl<'a> Entries<'a> {
         }
     }
 
-    /// True if a page's entry says "free", and all that should follow from it the contrary. In a heap at rest the entry may be
-    /// what is wrong: one word of a slab of the smallest class differs from zero by a single bit.
+    /// True if a page's entry says "free", and all that should follow from it the contrary. In a heap at rest the entry may
+    /// be what is wrong: that of an orphan of the smallest class differs from zero by a single bit.
     fn is_lost(&self, page: PageIndex) -> bool {
         let tables = self.patient.tables();
         let in_use = tables.in_use_word(page.get() / 64).load(Ordering::Acquire) >> (page.get() % 64) & 1 != 0;
