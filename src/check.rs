@@ -80,6 +80,11 @@ impl Findings {
     }
 }
 
+/// Checks every invariant; the first that is broken is the error.
+pub(crate) fn check(tables: &Tables, classes: &Classes) -> Result<()> {
+    findings(tables, classes, 1).first().map_or(Ok(()), |found| Err((*found).into()))
+}
+
 /// Everything that is broken, up to `max` findings. Behind a span that is broken the check goes on where another can start.
 pub(crate) fn findings(tables: &Tables, classes: &Classes, max: usize) -> Vec<Corruption> {
     let mut findings = Findings::up_to(max);

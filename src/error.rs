@@ -331,6 +331,55 @@ pub enum Error {
         actual: u64,
     },
 
+    /// The segment or file became shorter while it was in use.
+    #[error(
+        "{name:?} was truncated while it was in use: {expected} bytes expected, {actual} found; detach, and load the last image"
+    )]
+    Shrunk {
+        /// The segment's name or the file's path.
+        name: String,
+        /// Bytes that are needed.
+        expected: u64,
+        /// Bytes that are there.
+        actual: u64,
+    },
+
+    /// What was to be loaded or compared is no image of a heap.
+    #[error("{name:?} is not an image of a shmheap heap: {why}")]
+    NotAnImage {
+        /// The image's path.
+        name: String,
+        /// How that was seen.
+        why: &'static str,
+    },
+
+    /// The bytes of an image contradict its format.
+    #[error("the image {image:?} is damaged: {corruption}; use another one")]
+    CorruptImage {
+        /// The image's path.
+        image: String,
+        /// What is wrong, and where: bytes from the start of the image.
+        corruption: Corruption,
+    },
+
+    /// The image was written by another version of its format.
+    #[error("the image {image:?} has format version {found}, this library reads {supported}; use the library that wrote it")]
+    WrongImageVersion {
+        /// The image's path.
+        image: String,
+        /// Version in the image.
+        found: u32,
+        /// Version of this library.
+        supported: u32,
+    },
+
+    /// The library was built without what the call needs.
+    #[error("this needs the feature {feature:?} of the crate shmheap; build with it")]
+    NeedsFeature {
+        /// The feature.
+        feature: &'static str,
+    },
+
     /// Bytes in the region contradict the format.
     #[error("the heap is corrupt: {0}")]
     Corrupt(Corruption),
@@ -363,6 +412,10 @@ pub enum Error {
         /// Process that died, as it named itself.
         holder_pid: u32,
     },
+
+    /// The calling thread has frozen the heap, and would wait for itself.
+    #[error("this thread has frozen the heap, and the call needs the heap lock; drop the Freeze first")]
+    Frozen,
 
     /// The heap was opened read-only.
     #[error("the heap was opened read-only; open it with open()")]

@@ -42,8 +42,8 @@
 //! # How it is built
 //!
 //! Each module is a room that may use only those before it:
-//! `error < sys < region < format < journal < alloc < check < recovery < repair < heap < typed`. docs/ARCHITECTURE.md in the
-//! repository walks through them.
+//! `error < sys < region < format < journal < alloc < check < recovery < repair < heap < image`. docs/ARCHITECTURE.md
+//! in the repository walks through them.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
@@ -57,6 +57,7 @@ mod check;
 mod error;
 mod format;
 mod heap;
+mod image;
 mod journal;
 mod recovery;
 mod region;
@@ -64,7 +65,8 @@ mod repair;
 mod sys;
 
 pub use error::{Corruption, Error, OffsetFault, Result, Shortage};
-pub use heap::{BlockInfo, Blocks, ClassStats, Heap, LaneInfo, Options, OwnerTrust, RootInfo, Stats};
+pub use heap::{BlockInfo, Blocks, ClassStats, Freeze, Heap, LaneInfo, Options, OwnerTrust, RootInfo, Stats};
+pub use image::{Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, verify};
 pub use region::{Memory, Offset};
 pub use repair::{Remedy, RepairAction, RepairReport};
 

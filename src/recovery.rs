@@ -67,6 +67,8 @@ impl Dead {
 /// their records, if claimed, are those of dead ones.
 pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, held: &[LaneId]) -> Result<()> {
     let tables = ward.tables;
+    // It may have died while it froze the heap.
+    open_gates(tables, locked);
     journal::replay(tables, locked)?;
     span::rebuild_derived(tables, locked)?;
     journal::clear(tables, locked);
@@ -74,6 +76,11 @@ pub(crate) fn after_dead_holder(ward: Ward<'_>, locked: &Locked, held: &[LaneId]
     let done = settle_and_bury(ward, locked, &dead);
     let_go(ward, &dead, held);
     done
+}
+
+/// Opens the gates of all lanes: nobody freezes the heap, or not any more.
+pub(crate) fn open_gates(tables: &Tables, _locked: &Locked) {
+    tables.header.lane_ids().filter_map(|lane| tables.lane(lane)).for_each(|record| record.gate().open());
 }
 
 /// Settles what the holder had under way, and buries the dead.
@@ -148,6 +155,7 @@ fn bury(ward: Ward<'_>, locked: &Locked, dead: &Dead, relist: bool) -> Result<()
         if let Some(record) = tables.lane(lane) {
             record.constructing().store(0, Ordering::Relaxed);
             record.hints().store(0, Ordering::Relaxed);
+            record.gate().leave();
             record.claimed().store(0, Ordering::Release); // COMMIT: nothing is left of the lane
         }
     }
@@ -233,14 +241,20 @@ fn broken(tables: &Tables, page: PageIndex) -> crate::error::Error {
     Corruption::new("a span does not start where the one before it ends", tables.entry_at(page)).into()
 }
 
+/// The block that would go if `lane` died now, or goes because it is dead: the new one of a move that has not happened.
+pub(crate) fn superseded(ward: Ward<'_>, lane: LaneId) -> Result<Option<u64>> {
+    let Some(record) = ward.tables.lane(lane) else { return Ok(None) };
+    let (old, new) = (record.move_old().load(Ordering::Acquire), record.move_new().load(Ordering::Acquire));
+    Ok(if new != 0 && !has_moved(ward, old)? { Some(new) } else { None })
+}
+
 /// Ends the move of a dead lane, if it has one: of the two blocks, one stays. `lists_are_sound`: see [`free_if_allocated`].
 ///
 /// The new block is freed by way of an intent: should this recovery die too, whoever comes next repeats the free before
 /// anybody can allocate there, even if the dead lane's token has been taken by one who waits to claim the lane (V3).
 fn settle_move(ward: Ward<'_>, locked: &Locked, lane: LaneId, lists_are_sound: bool) -> Result<()> {
     let Some(record) = ward.tables.lane(lane) else { return Ok(()) };
-    let (old, new) = (record.move_old().load(Ordering::Acquire), record.move_new().load(Ordering::Acquire));
-    if new != 0 && !has_moved(ward, old)? {
+    if let Some(new) = superseded(ward, lane)? {
         record.arm(Intent { kind: IntentKind::Free, cell: record.move_new_cell(), block: new });
         settle_intent(ward, locked, lane, lists_are_sound)?;
     }

@@ -184,14 +184,21 @@ impl Slab<'_> {
     /// A1.
     #[inline]
     pub(crate) fn is_allocated(&self, tables: &Tables, bit: BlockBit) -> bool {
-        let (free, remote) = self.words(tables, bit.word);
-        (free.load(Ordering::Acquire) | remote.load(Ordering::Acquire)) & bit.mask == 0
+        self.freed(tables, bit.word) & bit.mask == 0
+    }
+
+    /// Free blocks among the 64 of a word. The remote word is read first: a merge sets bits in the other before it clears
+    /// them there, so that a block that is free all the while is seen to be.
+    #[inline]
+    fn freed(&self, tables: &Tables, word: u32) -> u64 {
+        let (free, remote) = self.words(tables, word);
+        let remote = remote.load(Ordering::Acquire);
+        remote | free.load(Ordering::Acquire)
     }
 
     /// Allocated blocks among the 64 of a word, as bits.
     pub(crate) fn allocated(&self, tables: &Tables, word: u32) -> u64 {
-        let (free, remote) = self.words(tables, word);
-        !(free.load(Ordering::Acquire) | remote.load(Ordering::Acquire)) & self.info.mask(word)
+        !self.freed(tables, word) & self.info.mask(word)
     }
 
     /// Number of allocated blocks.
@@ -206,6 +213,13 @@ impl Slab<'_> {
             self.remote_word(tables, word).store(0, Ordering::Relaxed);
         }
         list_none(tables, self.head);
+    }
+
+    /// Marks blocks of a slab that was just formatted as allocated.
+    pub(crate) fn set_allocated(&self, tables: &Tables, allocated: &[u64]) {
+        for (word, bits) in (0..self.info.words()).zip(allocated) {
+            self.free_word(tables, word).store(!(bits & self.info.mask(word)), Ordering::Relaxed);
+        }
     }
 
     /// Frees a block of a slab whose free bits the caller may write (A2). Returns the free word before and after.

@@ -9,7 +9,7 @@
 use std::sync::atomic::Ordering;
 
 use super::summary;
-use crate::error::{Error, Result, Shortage};
+use crate::error::{Corruption, Error, Result, Shortage};
 use crate::format::{CHUNK_PAGES, LaneId, PageCount, PageEntry, PageIndex, PageState, Summary, Tables, superblock};
 use crate::journal::{self, Locked, Range};
 
@@ -42,6 +42,36 @@ pub(crate) fn allocate(
     before_commit: impl FnOnce(PageIndex),
 ) -> Result<PageIndex> {
     let first = find(tables, locked, count)?;
+    take(tables, locked, first, count, entry, before_commit)
+}
+
+/// As [`allocate`], at a given place, which must be free: for who knows from an image where everything stood.
+pub(crate) fn place(
+    tables: &Tables,
+    locked: &Locked,
+    first: u32,
+    count: PageCount,
+    entry: PageEntry,
+    before_commit: impl FnOnce(PageIndex),
+) -> Result<PageIndex> {
+    let end = u64::from(first) + u64::from(count.get());
+    if end > u64::from(tables.geometry.pages) || !is_free(tables, first, count.get()) {
+        return Err(Corruption::new("a span lies outside the pages, or over another one", superblock::PAGES_HIGH).into());
+    }
+    raise_high(tables, locked, end as u32)?;
+    let first = tables.page_from_region(first, superblock::PAGES_HIGH)?;
+    take(tables, locked, first, count, entry, before_commit)
+}
+
+/// Reserves the memory of free pages, and puts them to use.
+fn take(
+    tables: &Tables,
+    locked: &Locked,
+    first: PageIndex,
+    count: PageCount,
+    entry: PageEntry,
+    before_commit: impl FnOnce(PageIndex),
+) -> Result<PageIndex> {
     reserve_pages(tables, locked, first, count)?;
     if entry.state() == Some(PageState::Slab) {
         reserve_bitmaps(tables, locked, first, count)?;

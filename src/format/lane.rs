@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::region::Region;
+use crate::sys::gate::Gate;
 
 /// A lane's number. 0 is the shared lane; attached threads have 1 and up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -49,6 +50,7 @@ pub(super) const LANE_RECORD_LEN: u64 = 256;
 /// | 0x90 | 64 | the block's offset |
 /// | 0x98 | 64 | move: the block that is to be replaced, and bit 0, [`MOVE_DECIDES`]; 0 if the move has happened |
 /// | 0xa0 | 64 | move: the block that replaces it; 0 if there is none |
+/// | 0xc0 | 2 x 64 | [`Gate`]: busy, stop |
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneRecord<'a> {
     pub(super) region: &'a Region,
@@ -172,6 +174,11 @@ impl<'a> LaneRecord<'a> {
     /// Where the move's second word stands, as a cell.
     pub(crate) fn move_new_cell(&self) -> u64 {
         self.at + 0xa0
+    }
+
+    /// What keeps the lane from working without the heap lock while somebody freezes the heap.
+    pub(crate) fn gate(&self) -> &'a Gate {
+        self.region.gate(self.at + 0xc0)
     }
 
     /// True while a move is under way, or was left.

@@ -36,6 +36,16 @@ impl RootName {
         Ok(Self { bytes, len: name.len() as u8 })
     }
 
+    /// A name as an image or a region holds it; [`Self::text`] tells whether it is one.
+    pub(crate) fn from_bytes(bytes: [u8; 64], len: u32) -> Self {
+        Self { bytes, len: u8::try_from(len).unwrap_or(u8::MAX) }
+    }
+
+    /// The name, padded with zeros, and its length.
+    pub(crate) fn as_bytes(&self) -> ([u8; 64], u8) {
+        (self.bytes, self.len)
+    }
+
     /// The name as text; `None` if the region's bytes are no name.
     pub(crate) fn text(&self) -> Option<&str> {
         let len = usize::from(self.len);
@@ -129,6 +139,11 @@ impl<'a> RootRecord<'a> {
         self.region.word(self.at + 0x10)
     }
 
+    /// What the block's type is called by those who care; 0 = untyped.
+    pub(crate) fn type_id(&self) -> &'a AtomicU64 {
+        self.region.word(self.at + 0x18)
+    }
+
     /// The state; `None` for one that this version does not write.
     pub(crate) fn state(&self) -> Option<RootState> {
         RootState::decode(self.state_word().load(Ordering::Acquire))
@@ -160,7 +175,7 @@ impl<'a> RootRecord<'a> {
             *word = self.region.word(self.at + 0x20 + index * 8).load(Ordering::Relaxed).to_le_bytes();
         }
         let len = self.name_len().load(Ordering::Relaxed);
-        RootName { bytes, len: u8::try_from(len).unwrap_or(u8::MAX) }
+        RootName::from_bytes(bytes, len)
     }
 
     /// State, name and offset as they stood at one moment; `None` if the slot kept changing.

@@ -150,8 +150,8 @@ impl Tables {
         self.geometry.in_use_at + u64::from(word) * 8
     }
 
-    /// Where the bits stand that no page below `high` has: in-use bits, reserved bits, group bits; each with those bits of its
-    /// first word that belong to groups below.
+    /// Where the bits stand that no page below `high` has: in-use bits, reserved bits, group bits; each with those bits of
+    /// its first word that belong to groups below.
     pub(crate) fn bits_above(&self, high: u32) -> [(std::ops::Range<u64>, u64); 3] {
         let geometry = &self.geometry;
         let (pages, groups) = (u64::from(high.div_ceil(64)) * 8, geometry.groups(high));

@@ -22,15 +22,25 @@ use crate::sys::token::{FileTokens, Liveness, LocalTokens, Onlooker};
 /// Rounds of "open, else create" that `open_or_create` makes while others create and unlink at the same time.
 const OPEN_OR_CREATE_TRIES: u32 = 64;
 
-/// Creates a heap in a new object. Everything is written, and the heap attached, before the object gets its name.
+/// Creates a heap in a new object.
 pub(super) fn create_object(options: &Options, place: Place) -> Result<Heap> {
-    let header = options.header(None)?;
+    create_object_with(options, place, options.header(None)?, |_| Ok(()))
+}
+
+/// Creates a heap in a new object. Everything is written, the heap attached and filled, before the object gets its name.
+pub(super) fn create_object_with(
+    options: &Options,
+    place: Place,
+    header: Header,
+    fill: impl FnOnce(&Heap) -> Result<()>,
+) -> Result<Heap> {
     let geometry = Geometry::new(&header)?;
     let unborn = Unborn::new(place, header.capacity, options.permissions())?;
     // The superblock and the lanes are reserved as long as the heap lives; the tables follow as pages come into use.
     unborn.object().reserve(0, geometry.roots_at)?;
-    unborn.object().write_start(&superblock_bytes(&header))?;
+    unborn.object().write_at(0, &superblock_bytes(&header))?;
     let heap = attach(options, Arc::new(unborn.opened_anew()?), true, true)?;
+    fill(&heap)?;
     unborn.give_name()?;
     Ok(heap)
 }
@@ -120,7 +130,16 @@ fn map(object: &Arc<Object>, writable: bool, header: &Header) -> Result<Region> 
 /// Creates a heap in memory.
 pub(super) fn create_in_memory(options: &Options, memory: Memory) -> Result<Heap> {
     let len = u64::try_from(memory.len()).unwrap_or(u64::MAX);
-    let header = options.header(Some(len))?;
+    create_in_memory_with(options, memory, options.header(Some(len))?, |_| Ok(()))
+}
+
+/// Creates a heap in memory, and fills it.
+pub(super) fn create_in_memory_with(
+    options: &Options,
+    memory: Memory,
+    header: Header,
+    fill: impl FnOnce(&Heap) -> Result<()>,
+) -> Result<Heap> {
     options.check_capacity(header.capacity)?;
     let geometry = Geometry::new(&header)?;
     let liveness = local_tokens(&memory, &header);
@@ -128,7 +147,9 @@ pub(super) fn create_in_memory(options: &Options, memory: Memory) -> Result<Heap
     tables.region.zero(0, geometry.data_start);
     tables.region.zero(geometry.data_end(), header.capacity.saturating_sub(geometry.data_end()));
     tables.region.copy_in(0, &superblock_bytes(&header));
-    finish(options, tables, liveness, SeatKey::new(), true)
+    let heap = finish(options, tables, liveness, SeatKey::new(), true)?;
+    fill(&heap)?;
+    Ok(heap)
 }
 
 pub(super) fn local_tokens(memory: &Memory, header: &Header) -> Arc<dyn Liveness> {
@@ -178,6 +199,7 @@ fn finish(
         supplies: CachePadded::new(AtomicU32::new(0)),
         born: Instant::now(),
         next_question: AtomicU64::new(0),
+        freezer: AtomicU64::new(0),
     };
     if attachment.tables.region.is_writable() && !created {
         attachment.arrive()?;

@@ -35,6 +35,8 @@ pub(super) struct Attachment {
     pub(super) born: Instant,
     /// Microseconds after that, before which laneless threads do not ask again whether the owners of lanes are alive.
     pub(super) next_question: AtomicU64,
+    /// The number of the thread that freezes the heap through this attachment; 0 = none.
+    pub(super) freezer: AtomicU64,
 }
 
 impl Attachment {

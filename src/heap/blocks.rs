@@ -214,15 +214,15 @@ impl Heap {
     fn deallocate_far(&self, block: u64) -> Result<()> {
         let attachment = &self.attachment;
         attachment.check_writable()?;
-        if let Some((slab, bit)) = slab::find(&attachment.tables, &attachment.classes, block)
-            && slab.lane != SHARED_LANE
-            && attachment.key.with(|seat| seat.bins.lane()) != Some(slab.lane)
-        {
-            // A block of another lane's slab is freed without a lane of one's own.
-            slab.free_remote(&attachment.tables, bit)?;
-            return self.tell_owner(slab);
+        let free_remote = |seat: &LaneSeat| {
+            let (slab, bit) = slab::find(&attachment.tables, &attachment.classes, block)?;
+            let is_anothers = slab.lane != SHARED_LANE && slab.lane != seat.bins.lane();
+            is_anothers.then(|| slab.free_remote(&attachment.tables, bit).map(|()| slab))
+        };
+        match attachment.key.with_open(free_remote).flatten() {
+            Some(freed) => self.tell_owner(freed?),
+            None => self.as_caller(|caller| attachment.deallocate(caller, block)),
         }
-        self.as_caller(|caller| attachment.deallocate(caller, block))
     }
 
     /// After a remote free: sets the hint of the lane that owns the slab now, or settles the slab if it has become an

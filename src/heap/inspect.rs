@@ -230,7 +230,7 @@ impl Heap {
     }
 
     /// What changes whenever somebody holds the heap lock and changes pages.
-    fn change_marks(&self) -> (u64, u32) {
+    pub(super) fn change_marks(&self) -> (u64, u32) {
         let tables = &self.attachment.tables;
         (tables.superblock(superblock::SPAN_SEQUENCE).load(Ordering::Acquire), tables.lock().load(Ordering::Acquire))
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Heap;
 use super::attachment::Attachment;
 use super::lock::{HeapLock, TURNS_MAX};
+use super::paths::TRIES;
 use crate::alloc::{Bins, orphan};
 use crate::error::{Error, Result};
 use crate::format::{LaneId, LaneRecord, SHARED_LANE};
@@ -71,7 +72,7 @@ pub(super) struct SharedGate {
 }
 
 /// A number for the calling thread that no other thread of the process has, and no thread of its parent had.
-fn thread_number() -> u64 {
+pub(super) fn thread_number() -> u64 {
     thread_local! {
         static ANCHOR: u8 = const { 0 };
     }
@@ -222,6 +223,8 @@ impl Attachment {
             record.hints().store(0, Ordering::Relaxed);
             record.move_old().store(0, Ordering::Relaxed);
             record.move_new().store(0, Ordering::Relaxed);
+            // A predecessor may have died inside.
+            record.gate().leave();
             record.claimed().store(1, Ordering::Release); // COMMIT
         }
         Ok(())
@@ -267,9 +270,15 @@ impl Heap {
         }
         let mut f = Some(f);
         let mut call = |caller: Caller<'_>| f.take().map(|f| f(caller));
-        let seated = attachment.key.with(|seat| call(Caller::Lane(seat))).flatten();
-        if let Some(result) = seated {
-            return result;
+        for _ in 0..TRIES {
+            if let Some(result) = attachment.key.with_open(|seat| call(Caller::Lane(seat))) {
+                return result.unwrap_or(Err(Error::Severed));
+            }
+            // The gate is shut, or the thread has no lane. Who shut it holds the heap lock (G2 of `sys::gate`).
+            match attachment.key.with(|seat| attachment.lock(seat.bins.lane()).map(drop)) {
+                Some(waited) => waited?,
+                None => break,
+            }
         }
         let pass = attachment.pass_shared_gate()?;
         call(pass.caller()).unwrap_or(Err(Error::Severed))
@@ -283,7 +292,8 @@ impl Heap {
             Box::new(LaneSeat { bins, has_large: Cell::new(false), attachment: RefCell::new(Arc::downgrade(attachment)) })
         });
         // Without the memory for a seat, or if it is ending, the thread goes on with the shared lane.
-        let seated = seat.ok().is_some_and(|seat| attachment.key.occupy(seat));
+        let record = attachment.tables.lane(lane);
+        let seated = seat.ok().zip(record).is_some_and(|(seat, record)| attachment.key.occupy(seat, record.gate()));
         if !seated {
             if let Ok(lock) = attachment.lock(lane) {
                 attachment.free_record(&lock, lane);

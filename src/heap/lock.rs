@@ -136,8 +136,16 @@ impl Attachment {
         if self.liveness.is_severed() {
             return Err(Error::Severed);
         }
+        self.check_not_frozen_here()?;
         let waiter = Waiter::new(self);
-        let taken = lock::acquire(self.tables.lock(), &waiter, lane.token()).map_err(|holder| {
+        // G3 of `sys::gate`. The shared lane does nothing without the lock.
+        let gate = self.tables.lane(lane).filter(|_| !lane.is_shared()).map(|record| record.gate());
+        let was_inside = gate.is_some_and(|gate| gate.step_out());
+        let acquired = lock::acquire(self.tables.lock(), &waiter, lane.token());
+        if let (Some(gate), Ok(_)) = (gate, &acquired) {
+            gate.resume(was_inside && !fresh);
+        }
+        let taken = acquired.map_err(|holder| {
             if holder > self.tables.geometry.lanes {
                 return Corruption::new("C14: the lock word names a lane that does not exist", superblock::LOCK).into();
             }

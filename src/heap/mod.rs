@@ -11,7 +11,9 @@
 //! | moves | `moves.rs` | replace a block by another, in one step |
 //! | cells | `cells.rs` | allocate and publish, unpublish and free, in one step |
 //! | mending | `mend.rs` | being alone with a heap, to repair it |
+//! | freeze | `freeze.rs` | nobody else allocates or frees for a while |
 //! | roots | `roots.rs`, `construct.rs` | named ways in |
+//! | images | `snapshot.rs`, `restore.rs` | what a heap holds at one moment, and how that comes back |
 //! | numbers | `stats.rs`, `inspect.rs` | what the heap holds, who is attached, is it sound |
 //!
 //! **Lock order.** The heap lock comes first; a lock that guards a root's or a collection's contents is taken after it or
@@ -26,6 +28,7 @@ mod attachment;
 mod blocks;
 mod cells;
 mod construct;
+mod freeze;
 mod inspect;
 mod lane;
 mod lock;
@@ -33,7 +36,9 @@ mod mend;
 mod moves;
 mod options;
 mod paths;
+mod restore;
 mod roots;
+mod snapshot;
 mod stats;
 
 use std::fmt;
@@ -42,9 +47,12 @@ use std::sync::Arc;
 use crate::error::Result;
 use attachment::Attachment;
 
+pub use freeze::Freeze;
 pub use inspect::{BlockInfo, Blocks, LaneInfo};
 pub use options::{Options, OwnerTrust};
+pub(crate) use restore::Restore;
 pub use roots::RootInfo;
+pub(crate) use snapshot::{SavedRoot, SavedSpan, Snapshot, SpanKind};
 pub use stats::{ClassStats, Stats};
 
 /// A handle to a heap that this process has attached.

@@ -167,7 +167,9 @@ impl Attachment {
     /// until the lane's next move, or its end.
     #[cold]
     fn take_back(&self, caller: Caller<'_>, record: LaneRecord<'_>, new: u64) {
+        // Who waited for the lock in vain has left its gate, and may have found it shut since.
         if let Some((seat, own)) = self.own_block(caller, new)
+            && record.gate().enter()
             && self.free_own(caller, record, seat, own).is_ok()
         {
             return;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Heap, attach, mend};
+use super::{Heap, Restore, attach, mend};
 use crate::alloc::Classes;
 use crate::error::{Error, Result};
 use crate::format::{Header, LANES_MAX, PAGE_SIZE_MAX, PAGE_SIZE_MIN, ROOT_SLOTS_MAX};
@@ -248,9 +248,9 @@ impl Options {
     ///
     /// The header must be whole. What is derived is rebuilt from the page table and the slabs' bits. Pages of which these
     /// contradict each other are *quarantined*: they become one allocated block, which [`Heap::blocks`] lists, so that its
-    /// bytes can be copied out; [`Heap::deallocate`] frees it. What the dead had under way is finished or undone. The bytes of
-    /// blocks are never changed. Nothing but this repairs a heap, and a sound one is left as it is, except that dead lanes are
-    /// recovered.
+    /// bytes can be copied out; [`Heap::deallocate`] frees it. What the dead had under way is finished or undone. The
+    /// bytes of blocks are never changed. Nothing but this repairs a heap, and a sound one is left as it is, except that
+    /// dead lanes are recovered.
     ///
     /// Damage that leaves words which contradict no others cannot be seen, and so not be repaired: a bit that says that a
     /// block is free, say. Nobody else can use the heap meanwhile. A repair that is killed can be repeated.
@@ -303,6 +303,50 @@ impl Options {
 
     pub(super) fn is_dry_run(&self) -> bool {
         self.dry_run
+    }
+
+    /// Makes a heap in a new segment, with the parameters of `saved`, and fills it with `f` before it gets its name.
+    pub(crate) fn create_restored(
+        &self,
+        name: &str,
+        saved: &Header,
+        f: impl FnOnce(&Restore<'_>) -> Result<()>,
+    ) -> Result<Heap> {
+        let header = self.header_like(saved, None)?;
+        attach::create_object_with(self, Place::segment(name)?, header, |heap| heap.restore(f))
+    }
+
+    /// As [`Self::create_restored`], in a new file.
+    pub(crate) fn create_file_restored(
+        &self,
+        path: &Path,
+        saved: &Header,
+        f: impl FnOnce(&Restore<'_>) -> Result<()>,
+    ) -> Result<Heap> {
+        let header = self.header_like(saved, None)?;
+        attach::create_object_with(self, Place::File(path.to_owned()), header, |heap| heap.restore(f))
+    }
+
+    /// As [`Self::create_restored`], in the caller's memory.
+    pub(crate) fn create_restored_in(
+        &self,
+        memory: Memory,
+        saved: &Header,
+        f: impl FnOnce(&Restore<'_>) -> Result<()>,
+    ) -> Result<Heap> {
+        let len = u64::try_from(memory.len()).unwrap_or(u64::MAX);
+        let header = self.header_like(saved, Some(len & !(PAGE_SIZE_MIN.wrapping_sub(1))))?;
+        attach::create_in_memory_with(self, memory, header, |heap| heap.restore(f))
+    }
+
+    /// The header of a new heap into which everything fits that one with the header `saved` holds, at the same offsets.
+    fn header_like(&self, saved: &Header, len: Option<u64>) -> Result<Header> {
+        let asked = self.capacity.and_then(|capacity| capacity.checked_next_multiple_of(PAGE_SIZE_MIN));
+        let capacity = len.or(asked).unwrap_or(saved.capacity);
+        if capacity < saved.capacity {
+            return Err(Error::BadCapacity { capacity, why: "it is smaller than that of the heap that was saved" });
+        }
+        Ok(Header { capacity, instance: clock::random_id(), created_ms: clock::unix_ms(), ..*saved })
     }
 
     pub(super) fn timeout(&self) -> Duration {

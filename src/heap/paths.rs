@@ -248,7 +248,7 @@ impl Attachment {
                 tables.page_start(first)
             }))
         };
-        self.key.with(allocate).unwrap_or(Ok(None))
+        self.key.with_open(allocate).unwrap_or(Ok(None))
     }
 
     /// Frees what the calling thread's lane can free without a lock: a block of a slab that was listed as full, or whose
@@ -268,7 +268,7 @@ impl Attachment {
             }
             _ => Hot::NotHere,
         };
-        self.key.with(free).unwrap_or(Hot::NotHere)
+        self.key.with_open(free).unwrap_or(Hot::NotHere)
     }
 
     /// After a block of a slab of the calling thread's lane was freed: puts the slab where it belongs now.

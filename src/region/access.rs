@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Mapping;
-use crate::error::Result;
+use crate::error::{Corruption, Result};
+use crate::sys::gate::Gate;
 use crate::sys::object::Object;
 
 /// The bytes of one attachment. Offsets into it are plain integers here; what may stand where is `format`'s business.
@@ -167,6 +168,18 @@ impl Region {
         (first, unsafe { AtomicU64::from_ptr(second.cast()) })
     }
 
+    /// The gate at `at`. Panics as [`Self::word`] does.
+    pub(crate) fn gate(&self, at: u64) -> &Gate {
+        assert!(
+            at.is_multiple_of(WORD) && at <= self.len.wrapping_sub(2 * WORD),
+            "a word's place comes from the checked layout"
+        );
+        // SAFETY: R1: `at + 16 <= len`, as in `word`.
+        let address = unsafe { self.base.add(at as usize) }.cast::<Gate>();
+        // SAFETY: R1 and R2 hold (asserted); a gate is two atomic words; the mapping outlives `self`.
+        unsafe { address.as_ref() }
+    }
+
     /// The 32-bit word at `at`. Panics as [`Self::word`] does.
     #[inline]
     pub(crate) fn half(&self, at: u64) -> &AtomicU32 {
@@ -226,6 +239,26 @@ impl Region {
             load_part(cursor.word(), 0, tail);
         }
         true
+    }
+
+    /// Copies bytes out of the object behind the region, or out of the region where there is none. Unlike [`Self::copy_out`] it
+    /// reaches memory that was never reserved, or was given back, without reserving it, and cannot be hit by a signal.
+    pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        match &self.object {
+            Some(object) => object.read_at(at, bytes),
+            None if self.copy_out(at, bytes) => Ok(()),
+            None => Err(Corruption::new("bytes outside the region", at).into()),
+        }
+    }
+
+    /// Copies bytes into the object behind the region, or into the region where there is none.
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        let fits = at.checked_add(as_u64(bytes.len())).is_some_and(|end| end <= self.len);
+        match &self.object {
+            Some(object) if fits => object.write_at(at, bytes),
+            None if self.copy_in(at, bytes) => Ok(()),
+            _ => Err(Corruption::new("bytes outside the region", at).into()),
+        }
     }
 
     /// A cursor at the word in which `at` lies, if all words that the bytes touch lie in the region.

@@ -196,6 +196,14 @@ pub(super) fn mend_lanes(patient: Patient<'_>, report: &mut RepairReport) {
         if record.is_armed() {
             report.note("C11: an intent was left behind", record.at(), Remedy::Recovered);
         }
+        if record.gate().is_shut() {
+            record.gate().open();
+            report.note("G2: a lane's gate is shut, and nobody freezes the heap", record.at(), Remedy::Reset);
+        }
+        if !record.is_claimed() && record.gate().is_busy() {
+            record.gate().leave();
+            report.note("a lane is busy that nobody claims", record.at(), Remedy::Reset);
+        }
         if record.is_claimed() {
             report.note("a lane is claimed by one who died", record.at(), Remedy::Recovered);
         } else if record.is_moving() {

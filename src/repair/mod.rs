@@ -63,7 +63,7 @@ impl<'a> Patient<'a> {
     /// Reads bytes that may not be reserved, before anything has changed them.
     fn peek(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         match self.object {
-            Some(object) => object.read(at, bytes),
+            Some(object) => object.read_at(at, bytes),
             None => {
                 self.tables().region.copy_out(at, bytes);
                 Ok(())
@@ -109,9 +109,7 @@ pub(crate) fn repair(patient: Patient<'_>) -> Result<RepairReport> {
     let lanes: Vec<LaneId> = tables.header.all_lanes().collect();
     recovery::after_dead_holder(patient.ward, &locked, &lanes)?;
     roots::note_lost(patient, &mut report);
-    if let Some(found) = check::findings(tables, patient.ward.classes, 1).first() {
-        return Err((*found).into());
-    }
+    check::check(tables, patient.ward.classes)?;
     tables.superblock(superblock::RECOVERING).store(0, Ordering::Release);
     tables.lock().store(0, Ordering::Release); // COMMIT: the heap is whole
     Ok(report)

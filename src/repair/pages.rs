@@ -45,8 +45,8 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// Makes allocated blocks of all pages whose entries contradict each other; afterwards every page belongs to one span, as the
-/// entries say (C3).
+/// Makes allocated blocks of all pages whose entries contradict each other; afterwards every page belongs to one span, as
+/// the entries say (C3).
 ///
 /// What is quarantined are the pages that could belong to what is broken (Q3): from where its entry says that it starts, for
 /// as long as it says that it is, up to the next span that is sound; free pages in between too.
@@ -112,8 +112,8 @@ fn claim_of(patient: Patient<'_>, page: PageIndex) -> (u32, u32) {
     }
 }
 
-/// Makes one block of these pages. The first store claims them all: a death after it leaves a block whose further pages do not
-/// fit to it, which is what the next repair quarantines again.
+/// Makes one block of these pages. The first store claims them all: a death after it leaves a block whose further pages do
+/// not fit to it, which is what the next repair quarantines again.
 fn quarantine(tables: &Tables, first: u32, end: u32) -> Result<Remedy> {
     let nobody_writes = || Corruption::new("C3: pages without a beginning", superblock::PAGES_HIGH);
     let count = PageCount::new(end - first).ok_or_else(nobody_writes)?;

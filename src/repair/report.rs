@@ -12,8 +12,9 @@ const ACTIONS_MAX: usize = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Remedy {
-    /// The pages became one allocated block, which nobody uses or frees by itself: [`Heap::blocks`](crate::Heap::blocks) lists
-    /// it, its bytes are as they were, and [`Heap::deallocate`](crate::Heap::deallocate) frees it when nobody needs them.
+    /// The pages became one allocated block, which nobody uses or frees by itself: [`Heap::blocks`](crate::Heap::blocks)
+    /// lists it, its bytes are as they were, and [`Heap::deallocate`](crate::Heap::deallocate) frees it when nobody needs
+    /// them.
     Quarantined {
         /// The block.
         block: Offset,

@@ -12,9 +12,11 @@
 
 pub(crate) mod clock;
 pub(crate) mod futex;
+pub(crate) mod gate;
 pub(crate) mod lines;
 pub(crate) mod lock;
 pub(crate) mod object;
+pub(crate) mod replacement;
 pub(crate) mod seat;
 pub(crate) mod token;
 

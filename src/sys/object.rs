@@ -70,7 +70,7 @@ impl Place {
         }
     }
 
-    fn directory(&self) -> PathBuf {
+    pub(super) fn directory(&self) -> PathBuf {
         match self.path().parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
@@ -97,7 +97,7 @@ impl Place {
     }
 
     /// The error for a call on this name that failed.
-    fn refusal(&self, call: &'static str, errno: Errno) -> Error {
+    pub(super) fn refusal(&self, call: &'static str, errno: Errno) -> Error {
         let name = self.label();
         match errno {
             Errno::ENOENT => Error::NotFound { name },
@@ -207,7 +207,7 @@ fn anonymous_file() -> Result<File> {
 }
 
 /// A file in the place's directory that has no name, or a temporary one where it must.
-fn nameless_file(place: &Place) -> Result<(File, Option<PathBuf>)> {
+pub(super) fn nameless_file(place: &Place) -> Result<(File, Option<PathBuf>)> {
     let directory = place.directory();
     let open =
         |flags: i32, path: &Path| OpenOptions::new().read(true).write(true).custom_flags(flags).mode(0o600).open(path);
@@ -219,8 +219,7 @@ fn nameless_file(place: &Place) -> Result<(File, Option<PathBuf>)> {
         },
     }
     remove_stale_temporaries(&directory);
-    let [high, low] = super::clock::random_id();
-    let path = directory.join(format!("{TEMPORARY_PREFIX}{high:016x}{low:016x}"));
+    let path = temporary_path(&directory);
     let flags = libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     let file = open(flags, &path)
         .map_err(|error| place.refusal("open(O_EXCL)", Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
@@ -228,6 +227,17 @@ fn nameless_file(place: &Place) -> Result<(File, Option<PathBuf>)> {
     // away, and the creation fails at linkat with ENOENT: nothing is left half made.
     token::lock_creation(&file);
     Ok((file, Some(path)))
+}
+
+/// A name that nobody else has.
+pub(super) fn temporary_path(directory: &Path) -> PathBuf {
+    let [high, low] = super::clock::random_id();
+    directory.join(format!("{TEMPORARY_PREFIX}{high:016x}{low:016x}"))
+}
+
+/// Bytes that the file system behind a file has left.
+pub(super) fn available_behind(file: &File) -> u64 {
+    nix::sys::statvfs::fstatvfs(file).map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size())).unwrap_or(0)
 }
 
 /// Removes temporary names whose creators are dead.
@@ -333,16 +343,10 @@ impl Object {
 
     /// Reads the object's first bytes; an object shorter than `bytes` leaves the rest zero.
     pub(crate) fn read_start(&self, bytes: &mut [u8]) -> Result<()> {
-        self.read(0, bytes)
-    }
-
-    /// Reads the object's bytes from `at` on, as [`Self::read_start`] does. Memory that is not reserved reads as zero, and is
-    /// not taken by that.
-    pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         let mut done = 0;
         while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let next = at.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
-            match self.file.read_at(rest, next) {
+            let at = u64::try_from(done).unwrap_or(u64::MAX);
+            match self.file.read_at(rest, at) {
                 Ok(0) => break,
                 Ok(count) => done = done.saturating_add(count),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -352,10 +356,24 @@ impl Object {
         Ok(())
     }
 
-    /// Writes the object's first bytes.
-    pub(crate) fn write_start(&self, bytes: &[u8]) -> Result<()> {
-        let written = self.file.write_all_at(bytes, 0);
-        written.map_err(|error| Error::System { call: "pwrite", errno: error.raw_os_error().unwrap_or(0) })
+    /// Writes bytes at `at`.
+    pub(crate) fn write_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        let needed = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.file.write_all_at(bytes, at).map_err(|error| match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            Errno::ENOSPC | Errno::EDQUOT => Error::NoSpace { needed, available: self.available() },
+            errno => system("pwrite", errno),
+        })
+    }
+
+    /// Reads bytes at `at`, all of which the object must have.
+    pub(crate) fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                let expected = at.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                Error::Shrunk { name: self.place.label(), expected, actual: self.len().unwrap_or(0) }
+            }
+            _ => system("pread", Errno::from_raw(error.raw_os_error().unwrap_or(0))),
+        })
     }
 
     /// Reserves memory or disk for these bytes, so that touching them cannot fail.
@@ -392,8 +410,6 @@ impl Object {
     }
 
     fn available(&self) -> u64 {
-        nix::sys::statvfs::fstatvfs(&self.file)
-            .map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()))
-            .unwrap_or(0)
+        available_behind(&self.file)
     }
 }

@@ -7,12 +7,16 @@
 //! S1. A seat's memory is freed at the end of its thread, or once it is abandoned; before that, `HOT` is cleared. A seat
 //!     that was forgotten stays until the thread ends: a call that forked may still be at work on it.
 //! S2. A key's number is never used again, and seats of a key have the key's type. So while the number in `HOT` is the
-//!     key's, the address beside it, which is written together with it, is that of a live seat of the key's type.
+//!     key's, the addresses beside it, which are written together with it, are those of a live seat of the key's type and
+//!     of its gate.
+//! S3. A seat's gate ([`Gate`]) may be reached as long as its key may be used: both belong to the same attachment.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::gate::Gate;
 
 /// What a thread keeps for one heap.
 pub(crate) trait Seat: 'static {
@@ -47,15 +51,23 @@ pub(crate) struct SeatKey<T> {
 struct Slot {
     number: Cell<u64>,
     seat: Box<dyn AnySeat>,
+    gate: NonNull<Gate>,
+}
+
+/// The key that a thread used last: its number (0 is none), its seat and that seat's gate.
+struct Hottest {
+    number: Cell<u64>,
+    seat: Cell<*const ()>,
+    gate: Cell<*const Gate>,
 }
 
 #[derive(Default)]
 struct Slots(RefCell<Vec<Slot>>);
 
 thread_local! {
-    /// The number of the key that was used last, and its seat; number 0 is none. A thread that uses several heaps in turn
-    /// finds the others in its list.
-    static HOT: (Cell<u64>, Cell<*const ()>) = const { (Cell::new(0), Cell::new(ptr::null())) };
+    /// A thread that uses several heaps in turn finds the others in its list.
+    static HOT: Hottest =
+        const { Hottest { number: Cell::new(0), seat: Cell::new(ptr::null()), gate: Cell::new(ptr::null()) } };
     static SLOTS: Slots = const { Slots(RefCell::new(Vec::new())) };
 }
 
@@ -71,7 +83,7 @@ impl Drop for Slots {
 }
 
 fn clear_hot() {
-    HOT.with(|(number, _)| number.set(0));
+    HOT.with(|hot| hot.number.set(0));
 }
 
 impl<T: Seat> SeatKey<T> {
@@ -86,21 +98,31 @@ impl<T: Seat> SeatKey<T> {
         self.number
     }
 
-    /// Calls `f` with the calling thread's seat, if it is the one that was used last; `None` if it has none, or if it has to
-    /// be looked for ([`Self::with`]). No call comes before `f`, so that what surrounds it keeps its registers.
+    /// Calls `f` with the calling thread's seat, through its gate; `None` if the gate is shut, if the thread has no seat, or if
+    /// it has to be looked for ([`Self::with_open`]). No call comes before `f`, so that what surrounds it keeps its registers.
     #[inline]
     pub(crate) fn with_hot<R>(&self, f: impl FnOnce(&T) -> R) -> Option<R> {
-        let seat = HOT.with(|(number, seat)| (number.get() == self.number).then(|| seat.get()))?;
+        let (seat, gate) = self.hot()?;
         // SAFETY: as in `with`.
-        Some(f(unsafe { &*seat.cast::<T>() }))
+        let seat = unsafe { &*seat.cast::<T>() };
+        // SAFETY: S2 and S3.
+        unsafe { &*gate }.pass(|| f(seat))
     }
 
-    /// Calls `f` with the calling thread's seat; `None` if it has none.
+    /// Calls `f` with the calling thread's seat, through its gate; `None` if the gate is shut, or the thread has no seat.
+    #[inline]
+    pub(crate) fn with_open<R>(&self, f: impl FnOnce(&T) -> R) -> Option<R> {
+        if self.hot().is_none() {
+            self.find()?;
+        }
+        self.with_hot(f)
+    }
+
+    /// Calls `f` with the calling thread's seat, whatever its gate says; `None` if it has none.
     #[inline]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&T) -> R) -> Option<R> {
-        let hot = HOT.with(|(number, seat)| (number.get() == self.number).then(|| seat.get()));
-        let seat = match hot {
-            Some(seat) => seat,
+        let seat = match self.hot() {
+            Some((seat, _)) => seat,
             None => self.find()?.as_ptr(),
         };
         // SAFETY: S1 and S2: a pointer found under this number is a live seat of type T, and the seat outlives this call:
@@ -109,31 +131,38 @@ impl<T: Seat> SeatKey<T> {
         Some(f(seat))
     }
 
+    #[inline]
+    fn hot(&self) -> Option<(*const (), *const Gate)> {
+        HOT.with(|hot| (hot.number.get() == self.number).then(|| (hot.seat.get(), hot.gate.get())))
+    }
+
     /// The seat's address by way of the thread's list; makes it hot.
     #[cold]
     fn find(&self) -> Option<NonNull<()>> {
-        let seat = SLOTS.try_with(|slots| {
+        let found = SLOTS.try_with(|slots| {
             let slots = slots.0.try_borrow().ok()?;
             let slot = slots.iter().find(|slot| slot.number.get() == self.number)?;
-            Some(NonNull::from(slot.seat.as_ref()).cast::<()>())
+            Some((NonNull::from(slot.seat.as_ref()).cast::<()>(), slot.gate))
         });
-        let seat = seat.ok().flatten()?;
-        self.make_hot(seat.as_ptr());
+        let (seat, gate) = found.ok().flatten()?;
+        self.make_hot(seat.as_ptr(), gate);
         Some(seat)
     }
 
-    fn make_hot(&self, seat: *const ()) {
-        HOT.with(|(number, address)| {
-            number.set(self.number);
-            address.set(seat);
+    fn make_hot(&self, seat: *const (), gate: NonNull<Gate>) {
+        HOT.with(|hot| {
+            hot.number.set(self.number);
+            hot.seat.set(seat);
+            hot.gate.set(gate.as_ptr());
         });
     }
 
-    /// Gives the calling thread a seat; false if the thread is ending and can have none.
-    pub(crate) fn occupy(&self, seat: Box<T>) -> bool {
+    /// Gives the calling thread a seat and its gate; false if the thread is ending and can have none.
+    pub(crate) fn occupy(&self, seat: Box<T>, gate: &Gate) -> bool {
+        let gate = NonNull::from(gate);
         let seated = SLOTS.try_with(|slots| {
             let Ok(mut slots) = slots.0.try_borrow_mut() else { return false };
-            let slot = Slot { number: Cell::new(self.number), seat };
+            let slot = Slot { number: Cell::new(self.number), seat, gate };
             clear_hot();
             // S1: nobody can be using an abandoned seat, for who calls in its name holds what it belongs to.
             let place = slots.iter().position(|slot| slot.number.get() != 0 && slot.seat.is_abandoned());
@@ -143,7 +172,7 @@ impl<T: Seat> SeatKey<T> {
             }
             // The seat's address is taken where it stays: a box that is moved takes its contents' addresses back.
             let Some(slot) = slots.get(place.unwrap_or(slots.len().saturating_sub(1))) else { return false };
-            self.make_hot(ptr::from_ref::<dyn AnySeat>(slot.seat.as_ref()).cast());
+            self.make_hot(ptr::from_ref::<dyn AnySeat>(slot.seat.as_ref()).cast(), gate);
             true
         });
         seated.unwrap_or(false)
@@ -166,6 +195,8 @@ mod tests {
     use std::rc::Rc;
     use std::sync::Arc;
     use std::sync::atomic::AtomicU32;
+
+    static GATE: Gate = Gate::new();
 
     #[derive(Default)]
     struct Counter {
@@ -203,7 +234,7 @@ mod tests {
             assert!(key.with(|_| ()).is_none());
             let seat = Counter::of(value);
             *seat.owner.borrow_mut() = Rc::downgrade(&owner);
-            assert!(key.occupy(seat));
+            assert!(key.occupy(seat, &GATE));
         }
         for (value, key) in (0u32..).zip(&keys) {
             assert_eq!(key.with(|seat| seat.value.get()), Some(value));
@@ -216,7 +247,7 @@ mod tests {
         let key: SeatKey<Counter> = SeatKey::new();
         // Joined by hand: the end of a scope waits for the closure only, not for what the thread's end does.
         std::thread::scope(|scope| {
-            let occupy = || key.occupy(Counter::told(&count));
+            let occupy = || key.occupy(Counter::told(&count), &GATE);
             assert!(scope.spawn(occupy).join().expect("the thread ends well"));
         });
         assert_eq!(count.load(Ordering::SeqCst), 1);
@@ -226,8 +257,8 @@ mod tests {
     fn an_abandoned_seat_makes_room_for_the_next_and_its_key_finds_nothing() {
         let old: SeatKey<Counter> = SeatKey::new();
         let new: SeatKey<Counter> = SeatKey::new();
-        assert!(old.occupy(Counter::of(1)));
-        assert!(new.occupy(Counter::of(2)));
+        assert!(old.occupy(Counter::of(1), &GATE));
+        assert!(new.occupy(Counter::of(2), &GATE));
         assert_eq!(old.with(|seat| seat.value.get()), None);
         assert_eq!(new.with(|seat| seat.value.get()), Some(2));
     }
@@ -238,7 +269,7 @@ mod tests {
         let key: SeatKey<Counter> = SeatKey::new();
         std::thread::scope(|scope| {
             let occupy_and_forget = || {
-                assert!(key.occupy(Counter::told(&count)));
+                assert!(key.occupy(Counter::told(&count), &GATE));
                 forget(|number| number == key.number());
                 assert!(key.with(|_| ()).is_none());
             };

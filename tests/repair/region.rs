@@ -103,8 +103,8 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    /// A heap with blocks of many sizes. If `left`, its process seems to have died: its lane is claimed, and keeps spans. Else
-    /// it was detached, and its slabs are orphans.
+    /// A heap with blocks of many sizes. If `left`, its process seems to have died: its lane is claimed, and keeps spans.
+    /// Else it was detached, and its slabs are orphans.
     pub(crate) fn new(left: bool) -> Self {
         let directory = tempfile::tempdir().expect("there is a directory for temporary files");
         let path = directory.path().join("original");
@@ -176,8 +176,8 @@ impl Region {
         path
     }
 
-    /// Repairs a damaged heap and checks what holds for every repair: a dry run changes nothing and tells the same; no byte of
-    /// a page changes; the heap is sound afterwards, and a second repair has nothing to do.
+    /// Repairs a damaged heap and checks what holds for every repair: a dry run changes nothing and tells the same; no byte
+    /// of a page changes; the heap is sound afterwards, and a second repair has nothing to do.
     pub(crate) fn repair(&self, path: &Path) -> RepairReport {
         let before = fs::read(path).expect("the file is there");
         let planned = Heap::options().dry_run(true).repair_file(path).expect("a dry run");
@@ -193,8 +193,8 @@ impl Region {
         report
     }
 
-    /// Checks that every block is there with its bytes, on its own or in a quarantined one; then that the heap can be used up
-    /// and emptied.
+    /// Checks that every block is there with its bytes, on its own or in a quarantined one; then that the heap can be used
+    /// up and emptied.
     pub(crate) fn expect_usable(&self, path: &Path, report: &RepairReport) {
         let heap = Heap::options().open_file(path).expect("a repaired heap can be opened");
         assert_eq!(heap.findings(), Ok(vec![]));
