@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::shared::Words;
-use common::{Random, Segment, all_blocks, assert_emptied, new_heap, until, worker};
+use common::{Random, all_blocks, assert_emptied, new_heap, until, worker};
 use shmheap::{Error, Heap, Memory, Offset};
 
 /// Word of the shared block that counts what the workers have done.
@@ -17,13 +17,13 @@ const STOP: usize = 1;
 /// Allocates and frees its own blocks and, through the other words of the shared block, those of the others.
 fn churn_role() {
     let heap = Heap::open(&worker::parameter("NAME")).expect("the heap is there");
-    let words = Words::at(&heap, heap.root("words").expect("roots can be read").expect("it was set"));
+    let words = Words::open(&heap, "words");
     let mut random = Random::new(u64::from(std::process::id()));
     let mut blocks: Vec<Offset> = Vec::new();
     worker::say("at work");
     let started = Instant::now();
-    while words.get(STOP).load(Ordering::Acquire) == 0 && started.elapsed() < common::PATIENCE {
-        let passed_on = words.get(2 + random.below(6));
+    while words.get(STOP) == 0 && started.elapsed() < common::PATIENCE {
+        let passed_on = words.word(2 + random.below(6));
         match random.below(4) {
             0 => blocks.extend(heap.allocate(1 + random.below(300)).ok()),
             1 => {
@@ -44,7 +44,7 @@ fn churn_role() {
         if blocks.len() > 500 {
             blocks.drain(..).for_each(|block| heap.deallocate(block).expect("it is allocated"));
         }
-        words.get(DONE).fetch_add(1, Ordering::Relaxed);
+        words.add(DONE, 1);
     }
 }
 
@@ -59,22 +59,15 @@ fn freeze_role() {
     worker::hear();
 }
 
-fn heap_with_words(tag: &str) -> (Segment, Heap, Offset) {
-    let (segment, heap) = new_heap(tag);
-    let words = heap.allocate_zeroed(64).expect("room");
-    heap.set_root("words", words).expect("a slot");
-    (segment, heap, words)
-}
-
 #[test]
 fn while_the_heap_is_frozen_no_other_process_allocates_or_frees() {
-    let (segment, heap, block) = heap_with_words("frozen");
-    let words = Words::at(&heap, block);
+    let (segment, heap) = new_heap("frozen");
+    let words = Words::create(&heap, "words", 8);
     let mut workers = worker::Worker::start_many(3, "churn", &[("NAME", segment.name())]);
     workers.iter_mut().for_each(|worker| worker.expect("at work"));
     for _ in 0..20 {
         let frozen = heap.freeze().expect("it is frozen");
-        let (before, done) = (all_blocks(&heap), words.get(DONE).load(Ordering::Acquire));
+        let (before, done) = (all_blocks(&heap), words.get(DONE));
         // Long enough for each of them to run, had it not been stopped.
         until("a while has passed", {
             let started = Instant::now();
@@ -82,12 +75,12 @@ fn while_the_heap_is_frozen_no_other_process_allocates_or_frees() {
         });
         assert_eq!(all_blocks(&heap), before, "blocks came or went while the heap was frozen");
         // Each may have ended a call that it was in when it was stopped.
-        assert!(words.get(DONE).load(Ordering::Acquire) - done <= 6, "they went on");
+        assert!(words.get(DONE) - done <= 6, "they went on");
         drop(frozen);
-        let done = words.get(DONE).load(Ordering::Acquire);
-        until("they go on", || words.get(DONE).load(Ordering::Acquire) > done + 100);
+        let done = words.get(DONE);
+        until("they go on", || words.get(DONE) > done + 100);
     }
-    words.get(STOP).store(1, Ordering::Release);
+    words.set(STOP, 1);
     workers.into_iter().for_each(|worker| assert_eq!(worker.finish(), Vec::<String>::new()));
     assert_emptied(&heap);
 }

@@ -1,8 +1,8 @@
 //! Freezing: nobody else allocates or frees for a while.
 //!
 //! The freezer holds the heap lock, which stops everything that needs it, and shuts the gates of all lanes, which stops what
-//! they do without it (`sys::gate`). Whoever finds its gate shut waits for the heap lock, like everybody else: so its wait is
-//! bounded, names the freezer, and ends about a millisecond after the freezer's death, when recovery opens the gates.
+//! they do without it (`sys::gate`). Whoever finds its gate shut waits for the heap lock, like everybody else: so its wait
+//! is bounded, names the freezer, and ends about a millisecond after the freezer's death, when recovery opens the gates.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -54,8 +54,8 @@ impl Heap {
     /// meanwhile, and fail with [`Error::LockTimeout`] after [`Options::lock_timeout`](crate::Options::lock_timeout). Of the
     /// calling thread itself they fail at once, with [`Error::Frozen`], as does everything else that needs the heap lock.
     ///
-    /// While nobody freezes, others pay a few instructions a call for it. Freezing itself takes some milliseconds (10 to 20 on
-    /// an idle machine), most of them in `membarrier(2)`.
+    /// While nobody freezes, others pay a few instructions a call for it. Freezing itself takes some milliseconds (10 to 20
+    /// on an idle machine), most of them in `membarrier(2)`.
     ///
     /// # Errors
     ///

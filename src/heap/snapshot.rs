@@ -93,8 +93,8 @@ impl Heap {
         self.attachment.tables.region.read(at, bytes)
     }
 
-    /// What the heap holds now. Takes the heap lock meanwhile; a read-only handle looks again until nobody has changed a span
-    /// under its eyes.
+    /// What the heap holds now. Takes the heap lock meanwhile; a read-only handle looks again until nobody has changed a
+    /// span under its eyes.
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
         let attachment = &*self.attachment;
         if !self.is_read_only() {

@@ -50,8 +50,8 @@ impl ImageDiff {
 
 /// Compares two images of a heap, say of yesterday and today: which blocks were allocated, freed, or changed.
 ///
-/// Both are checked as [`verify`](super::verify) does, and read once; memory is taken for the lists of blocks, not for what is
-/// in them. The capacities may differ.
+/// Both are checked as [`verify`](super::verify) does, and read once; memory is taken for the lists of blocks, not for what
+/// is in them. The capacities may differ.
 ///
 /// # Errors
 ///
@@ -143,7 +143,8 @@ impl Opened {
         blocks
     }
 
-    /// The bytes of the region from `at` on, which does not lie before where this was last called; what no chunk holds is zero.
+    /// The bytes of the region from `at` on, which does not lie before where this was last called; what no chunk holds is
+    /// zero.
     fn read(&mut self, at: u64, bytes: &mut [u8]) -> Result<()> {
         bytes.fill(0);
         let end = at.saturating_add(bytes.len() as u64);

@@ -163,8 +163,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// True if a checksum is what it should be. A fuzzer (`--cfg fuzzing`) gets past all of them: what they hold back from it, an
-/// image that somebody has made on purpose would not be held back by.
+/// True if a checksum is what it should be. A fuzzer (`--cfg fuzzing`) gets past all of them: what they hold back from it,
+/// an image that somebody has made on purpose would not be held back by.
 fn is_sum(found: u32, right: u32) -> bool {
     cfg!(fuzzing) || found == right
 }

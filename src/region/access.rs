@@ -241,8 +241,8 @@ impl Region {
         true
     }
 
-    /// Copies bytes out of the object behind the region, or out of the region where there is none. Unlike [`Self::copy_out`] it
-    /// reaches memory that was never reserved, or was given back, without reserving it, and cannot be hit by a signal.
+    /// Copies bytes out of the object behind the region, or out of the region where there is none. Unlike [`Self::copy_out`]
+    /// it reaches memory that was never reserved, or was given back, without reserving it, and cannot be hit by a signal.
     pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         match &self.object {
             Some(object) => object.read_at(at, bytes),

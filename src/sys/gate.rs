@@ -1,10 +1,10 @@
 //! A lane's gate: how somebody who freezes the heap keeps a lane from allocating and freeing without the lock.
 //!
-//! A lane says *busy* before it does anything without the heap lock, and looks at *stop*; a freezer says *stop* to every lane
-//! and then waits until none is busy (Dekker's mutual exclusion, one word for each side). Each must see the other's word
-//! after it has written its own. That takes a full fence on both sides, and the lane cannot afford one on every call; so the
-//! freezer pays for both, with `membarrier(2)`: when it returns, every thread of the system has passed a full fence since
-//! the call began. For the lane a fence for the compiler is enough.
+//! A lane says *busy* before it does anything without the heap lock, and looks at *stop*; a freezer says *stop* to every
+//! lane and then waits until none is busy (Dekker's mutual exclusion, one word for each side). Each must see the other's
+//! word after it has written its own. That takes a full fence on both sides, and the lane cannot afford one on every call;
+//! so the freezer pays for both, with `membarrier(2)`: when it returns, every thread of the system has passed a full fence
+//! since the call began. For the lane a fence for the compiler is enough.
 //!
 //! G1. What is done without the lock is done between `busy = 1`, after which `stop` was seen to be 0, and `busy = 0`.
 //! G2. `stop` is not 0 only while somebody holds the heap lock, or died holding it. So who finds it set waits for the lock.

@@ -9,12 +9,14 @@
 //!
 //! Nothing here unlinks when it is dropped, except a temporary name that never became a real one.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -29,6 +31,8 @@ use crate::error::{Error, Result};
 const SHM_DIR: &str = "/dev/shm";
 /// Begins the temporary names of creations under way, where the file system cannot do without.
 const TEMPORARY_PREFIX: &str = ".shmheap-new-";
+/// Most temporary names that are looked at on one occasion.
+const STALE_MAX: usize = 1024;
 /// A system call that signals keep interrupting is given up after so many tries.
 const EINTR_TRIES: u32 = 10_000;
 /// Longest name of a segment.
@@ -241,15 +245,17 @@ pub(super) fn available_behind(file: &File) -> u64 {
 }
 
 /// Removes temporary names whose creators are dead.
-fn remove_stale_temporaries(directory: &Path) {
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    let ours = |name: &std::ffi::OsStr| name.as_bytes().starts_with(TEMPORARY_PREFIX.as_bytes());
-    for entry in entries.flatten().filter(|entry| ours(&entry.file_name())).take(1024) {
-        let options = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(entry.path());
+pub(super) fn remove_stale_temporaries(directory: &Path) {
+    // Not by way of `std`, which panics where a directory cannot be closed.
+    let Ok(mut entries) = Dir::open(directory, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else { return };
+    let names = entries.iter().flatten().map(|entry| entry.file_name().to_bytes().to_owned());
+    for name in names.filter(|name| name.starts_with(TEMPORARY_PREFIX.as_bytes())).take(STALE_MAX) {
+        let path = directory.join(OsStr::from_bytes(&name));
+        let options = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path);
         if let Ok(file) = options
             && token::lock_creation(&file)
         {
-            let _ = unlink(&entry.path());
+            let _ = unlink(&path);
         }
     }
 }

@@ -72,6 +72,7 @@ impl Replacement {
         let temporary = match self.temporary.clone() {
             Some(path) => path,
             None => {
+                object::remove_stale_temporaries(&directory);
                 let path = object::temporary_path(&directory);
                 super::token::lock_creation(&self.file);
                 let source = object::proc_path(self.file.as_raw_fd());

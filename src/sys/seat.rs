@@ -98,8 +98,9 @@ impl<T: Seat> SeatKey<T> {
         self.number
     }
 
-    /// Calls `f` with the calling thread's seat, through its gate; `None` if the gate is shut, if the thread has no seat, or if
-    /// it has to be looked for ([`Self::with_open`]). No call comes before `f`, so that what surrounds it keeps its registers.
+    /// Calls `f` with the calling thread's seat, through its gate; `None` if the gate is shut, if the thread has no seat, or
+    /// if it has to be looked for ([`Self::with_open`]). No call comes before `f`, so that what surrounds it keeps its
+    /// registers.
     #[inline]
     pub(crate) fn with_hot<R>(&self, f: impl FnOnce(&T) -> R) -> Option<R> {
         let (seat, gate) = self.hot()?;

@@ -106,7 +106,8 @@ impl Region {
     /// A heap with blocks of many sizes. If `left`, its process seems to have died: its lane is claimed, and keeps spans.
     /// Else it was detached, and its slabs are orphans.
     pub(crate) fn new(left: bool) -> Self {
-        let directory = tempfile::tempdir().expect("there is a directory for temporary files");
+        // Thousands of files are written: in memory.
+        let directory = tempfile::tempdir_in("/dev/shm").expect("there is room in memory");
         let path = directory.path().join("original");
         let options = Heap::options().capacity(CAPACITY).lanes(4).root_slots(64);
         let heap = options.create_file(&path).expect("a heap is created");
@@ -167,8 +168,13 @@ impl Region {
     /// Writes the heap into a file of its own, with these words changed.
     pub(crate) fn damaged(&self, words: &[(u64, u64)]) -> PathBuf {
         let path = self.directory.path().join("damaged");
-        fs::write(&path, &self.sound).expect("the directory may be written");
-        let file = fs::File::options().write(true).open(&path).expect("the file was just written");
+        let file = fs::File::create(&path).expect("the directory may be written");
+        file.set_len(CAPACITY).expect("a file may have holes");
+        // What was never used stays a hole.
+        for (number, piece) in (0u64..).zip(self.sound.chunks(4096)).filter(|(_, piece)| piece.iter().any(|byte| *byte != 0))
+        {
+            file.write_all_at(piece, number * 4096).expect("the file may be written");
+        }
         for (at, word) in words {
             file.write_all_at(&word.to_ne_bytes(), *at).expect("the file may be written");
         }

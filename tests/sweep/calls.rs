@@ -64,6 +64,12 @@ const FAILURES: &[Failure] = &[
     failure(libc::SYS_read, &[Errno::EIO, Errno::EINTR]),
     failure(libc::SYS_pread64, &[Errno::EIO, Errno::EINTR]),
     failure(libc::SYS_pwrite64, &[Errno::ENOSPC, Errno::EIO, Errno::EINTR]),
+    failure(libc::SYS_write, &[Errno::ENOSPC, Errno::EIO, Errno::EINTR, Errno::EDQUOT]),
+    failure(libc::SYS_fsync, &[Errno::EIO, Errno::ENOSPC]),
+    failure(libc::SYS_fdatasync, &[Errno::EIO, Errno::ENOSPC]),
+    failure(libc::SYS_msync, &[Errno::EIO, Errno::ENOMEM]),
+    failure(libc::SYS_rename, &[Errno::ENOSPC, Errno::EACCES, Errno::EROFS, Errno::EIO]),
+    failure(libc::SYS_membarrier, &[Errno::ENOSYS, Errno::EINVAL]),
     failure(libc::SYS_lseek, &[Errno::ESPIPE]),
     failure(libc::SYS_getdents64, &[Errno::ENOENT, Errno::EIO]),
     failure(libc::SYS_readlink, &[Errno::ENOENT, Errno::EACCES]),
@@ -120,15 +126,15 @@ fn temporary_names() -> Vec<String> {
 }
 
 /// An operation under way, at its next system call that can fail.
-struct Calls<'a> {
-    child: Child,
-    board: &'a Board,
-    operation: &'a Operation,
+pub(crate) struct Calls<'a> {
+    pub(crate) child: Child,
+    pub(crate) board: &'a Board,
+    pub(crate) operation: &'a Operation,
 }
 
 impl Calls<'_> {
     /// Goes on to the entry of the next system call of the operation; `None` when it has ended, `Err` if it was killed.
-    fn next(&self) -> Result<Option<libc::c_long>, String> {
+    pub(crate) fn next(&self) -> Result<Option<libc::c_long>, String> {
         for _ in 0..STEPS_MAX {
             match self.child.to_call() {
                 Stop::Call => {}
@@ -152,7 +158,7 @@ impl Calls<'_> {
     }
 
     /// Lets the call at whose entry the child stands do its work.
-    fn carry_out(&self) -> Result<(), String> {
+    pub(crate) fn carry_out(&self) -> Result<(), String> {
         match self.child.to_call() {
             Stop::Call => Ok(()),
             other => Err(format!("in a system call: {other:?}")),
@@ -160,7 +166,7 @@ impl Calls<'_> {
     }
 
     /// Makes the call at whose entry the child stands fail.
-    fn fail(&self, error: Errno, is_done: bool) -> Result<(), String> {
+    pub(crate) fn fail(&self, error: Errno, is_done: bool) -> Result<(), String> {
         if !is_done {
             self.child.set_registers(libc::user_regs_struct { orig_rax: u64::MAX, ..self.child.registers() });
         }
@@ -170,13 +176,25 @@ impl Calls<'_> {
         Ok(())
     }
 
+    /// Lets the call at whose entry the child stands transfer half of the bytes that it was to.
+    pub(crate) fn shorten(&self) -> Result<(), String> {
+        let registers = self.child.registers();
+        self.child.set_registers(libc::user_regs_struct { rdx: registers.rdx.div_ceil(2), ..registers });
+        self.carry_out()
+    }
+
     /// Goes on to the end of the operation.
-    fn to_end(&self) -> Result<(), String> {
+    pub(crate) fn to_end(&self) -> Result<(), String> {
         match self.child.to_marker() {
             Stop::Marker | Stop::Ended => Ok(()),
             other => Err(format!("{other:?}")),
         }
     }
+}
+
+/// The errors with which a call can fail, and whether it is carried out all the same; `None` if the table does not know it.
+pub(crate) fn failure_of(call: libc::c_long) -> Option<(&'static [Errno], bool)> {
+    FAILURES.iter().find(|failure| failure.call == call).map(|failure| (failure.errors, failure.is_done))
 }
 
 /// Lets every system call of an operation fail in turn; returns how many failures that were.

@@ -11,6 +11,7 @@
 //! | pair, schedule | `pairs.rs`, `schedules.rs` | two processes, one of which is preempted at every instruction |
 //! | partner, tokens | `partner.rs`, `tokens.rs` | the other process, and who is dead |
 //! | calls | `calls.rs` | every system call fails |
+//! | files | `files.rs` | saving and loading: a death at every system call |
 //! | soak | `soak.rs` | processes that are really killed |
 //! | unit, driver | `units.rs`, `driver.rs` | the work of a run, in parts |
 //!
@@ -32,6 +33,7 @@ mod child;
 mod common;
 mod crash;
 mod driver;
+mod files;
 mod image;
 mod operations;
 mod oracle;
@@ -79,7 +81,7 @@ enum Command {
     Quick,
     /// One unit, for a closer look: `unit "crash 0"`, `unit "schedules 3 0 1"`.
     Unit {
-        /// crash SEED, double OPERATION STATES, schedules PAIR SEED STRIDE, calls SEED, kills SEED KILLS.
+        /// crash SEED, double OPERATION STATES, schedules PAIR SEED STRIDE, calls SEED, files SEED, kills SEED KILLS.
         unit: Unit,
         /// Which processor it runs on, counted from 0.
         #[arg(long, default_value_t = 0)]
@@ -154,6 +156,7 @@ fn as_test() -> ExitCode {
     }
     let second_death = move || run(Unit::Double { operation: 1, states: 1 }.run().map(drop));
     trials.push(Trial::test("a death at any instruction of a recovery", second_death));
+    trials.push(Trial::test("a death at any system call of a save or a load", move || run(files::sweep(0).map(drop))));
     for seed in 0..2 {
         let kills = move || run(Unit::Kills { seed, kills: 200 }.run().map(drop));
         trials.push(Trial::test(format!("real kills, seed {seed}"), kills));

@@ -23,7 +23,7 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
-    const fn new(name: &'static str, prepare: fn(&mut Stage), act: fn(&mut Stage) -> Result<()>) -> Self {
+    pub(crate) const fn new(name: &'static str, prepare: fn(&mut Stage), act: fn(&mut Stage) -> Result<()>) -> Self {
         Self { name, prepare, act, creates: false, laneless: false, ends_thread: false, fills: false }
     }
 
@@ -299,6 +299,10 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     op("recover, of one who kept spans", |s| s.keep_and_die(&[1024, 9_000]), |s| s.heap().recover().map(drop)),
     op("allocate, takes the lock from a dead holder", |s| s.die_with_the_lock(), allocate::<9_000>),
     op("find_or_construct, takes the lock from a dead holder", |s| s.die_with_the_lock(), construct),
+    op("freeze, and let go", |s| s.fill(&[64, 9_000]), |s| s.heap().freeze().map(drop)),
+    op("freeze, without a lane", nothing, |s| s.heap().freeze().map(drop)).laneless(),
+    op("freeze, beside one who died at work", |s| s.die_busy(), |s| s.heap().freeze().map(drop)),
+    op("allocate, after one who died while it froze", |s| s.die_freezing(), allocate::<64>),
     op("detach", |s| s.fill(&[64, 1024, 9_000]), detach),
     op("detach, leaves a slab that another has freed in", freed_by_another, detach),
     op("a thread ends", |s| s.fill(&[64, 1024]), |_| Ok(())).ends_thread(),

@@ -46,6 +46,17 @@ fn two_blocks(stage: &mut Stage) {
     stage.fill(&[1024, 1024]);
 }
 
+/// While the heap is frozen nothing comes or goes.
+fn freeze(stage: &mut Stage) -> Result<()> {
+    let heap = stage.heap();
+    let frozen = heap.freeze()?;
+    let before: Vec<_> = heap.blocks().collect();
+    std::thread::yield_now();
+    let after: Vec<_> = heap.blocks().collect();
+    drop(frozen);
+    if before == after { Ok(()) } else { Err(Error::RootsFull { slots: 0 }) }
+}
+
 /// A full slab of the preparing lane.
 fn full_slab(stage: &mut Stage) {
     stage.fill(&[1024; 8]);
@@ -288,4 +299,11 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("allocate large, looking around", two_blocks, nothing, allocate::<9_000>, look_around),
     pair("detach, looking around", two_blocks, nothing, detach, look_around),
     pair("find_or_construct, looking around", two_blocks, nothing, construct, look_around),
+    pair("allocate, frozen meanwhile", claim, claim, allocate::<64>, freeze),
+    pair("deallocate, frozen meanwhile", two_blocks, claim, free::<0>, freeze),
+    pair("remote free, frozen meanwhile", claim, two_blocks, free::<0>, freeze),
+    pair("reallocate moves, frozen meanwhile", two_blocks, claim, reallocate::<300>, freeze),
+    pair("first allocation, frozen meanwhile", nothing, claim, allocate::<64>, freeze),
+    pair("freeze, frozen meanwhile", claim, claim, freeze, freeze),
+    pair("freeze, allocate", claim, claim, freeze, allocate::<64>),
 ];

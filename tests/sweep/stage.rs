@@ -22,6 +22,8 @@ const LANE_RECORD_LEN: u64 = 256;
 const INTENT_AT: u64 = 0x80;
 const INTENT_TO_FREE: u64 = 2;
 const MOVE_AT: u64 = 0x98;
+const BUSY_AT: u64 = 0xc0;
+const STOP_AT: u64 = 0xc8;
 
 /// What an operation works on.
 #[derive(Debug)]
@@ -113,6 +115,21 @@ impl Stage {
         self.claim();
         self.fill_and_die(&[64, 1024]);
         self.write_half(LOCK_AT, self.dead_lane() + 1);
+    }
+
+    /// As [`Self::fill_and_die`], and the dead one was at work without the lock.
+    pub(crate) fn die_busy(&mut self) {
+        self.claim();
+        self.fill_and_die(&[64, 1024]);
+        self.write_word(LANES_AT + u64::from(self.dead_lane()) * LANE_RECORD_LEN + BUSY_AT, 1);
+    }
+
+    /// As [`Self::die_with_the_lock`], and the dead one has shut the gates of all lanes.
+    pub(crate) fn die_freezing(&mut self) {
+        self.die_with_the_lock();
+        for lane in 1..=4 {
+            self.write_word(LANES_AT + lane * LANE_RECORD_LEN + STOP_AT, 1);
+        }
     }
 
     /// As [`Self::fill_and_die`]: somebody dies who was moving the first of the blocks, in this thread's slab, to a new one,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::operations::OPERATIONS;
 use crate::pairs::PAIRS;
 use crate::soak::Plan;
-use crate::{calls, crash, schedules, soak};
+use crate::{calls, crash, files, schedules, soak};
 
 /// States per operation whose recovery is swept, at most: copying a long block leaves hundreds that differ by a word of it.
 const DOUBLE_STATES_MAX: u64 = 24;
@@ -24,6 +24,8 @@ pub(crate) enum Unit {
     Schedules { pair: usize, seed: u64, stride: u64 },
     /// Every failure of every system call of every operation, on the heaps of one seed.
     Calls { seed: u64 },
+    /// Every death and failure at the system calls of saving and loading, on the heaps of one seed.
+    Files { seed: u64 },
     /// So many kills.
     Kills { seed: u64, kills: u64 },
 }
@@ -56,7 +58,7 @@ impl Totals {
 impl Unit {
     /// What is swept to notice a planted bug.
     pub(crate) fn quick() -> Vec<Self> {
-        let mut units = vec![Self::Crash { seed: 0 }, Self::Calls { seed: 0 }];
+        let mut units = vec![Self::Crash { seed: 0 }, Self::Calls { seed: 0 }, Self::Files { seed: 0 }];
         units.extend((0..PAIRS.len()).map(|pair| Self::Schedules { pair, seed: 0, stride: 31 }));
         units.push(Self::Kills { seed: 1, kills: 500 });
         units
@@ -66,6 +68,7 @@ impl Unit {
     pub(crate) fn short() -> Vec<Self> {
         let mut units: Vec<Self> = (0..2).map(|seed| Self::Crash { seed }).collect();
         units.push(Self::Calls { seed: 0 });
+        units.push(Self::Files { seed: 0 });
         units.extend((0..OPERATIONS.len()).map(|operation| Self::Double { operation, states: 1 }));
         units.extend((0..PAIRS.len()).map(|pair| Self::Schedules { pair, seed: 0, stride: 23 }));
         units.extend((0..2).map(|seed| Self::Kills { seed, kills: 2000 }));
@@ -76,6 +79,7 @@ impl Unit {
     pub(crate) fn full() -> Vec<Self> {
         let mut units: Vec<Self> = (0..56).map(|seed| Self::Crash { seed }).collect();
         units.extend((0..24).map(|seed| Self::Calls { seed }));
+        units.extend((0..8).map(|seed| Self::Files { seed }));
         units.extend((0..OPERATIONS.len()).map(|operation| Self::Double { operation, states: DOUBLE_STATES_MAX }));
         units.extend((0..PAIRS.len()).map(|pair| Self::Schedules { pair, seed: 0, stride: 1 }));
         units.extend((0..PAIRS.len()).map(|pair| Self::Schedules { pair, seed: 1, stride: 7 }));
@@ -85,7 +89,7 @@ impl Unit {
 
     /// True if the unit runs alone: it measures times, or looks at what others leave in /dev/shm.
     pub(crate) fn runs_alone(&self) -> bool {
-        matches!(self, Self::Kills { .. } | Self::Calls { .. })
+        matches!(self, Self::Kills { .. } | Self::Calls { .. } | Self::Files { .. })
     }
 
     /// Does the work.
@@ -115,6 +119,11 @@ impl Unit {
                     totals.failed_calls += calls::sweep(operation, seed)?;
                 }
             }
+            Self::Files { seed } => {
+                let tally = files::sweep(seed)?;
+                totals.points = tally.deaths;
+                totals.failed_calls = tally.failures;
+            }
             Self::Kills { seed, kills } => {
                 let report = soak::run(Plan { workers: WORKERS, kills, seed, plain: seed % 2 == 1 })?;
                 totals.kills = report.kills;
@@ -132,6 +141,7 @@ impl fmt::Display for Unit {
             Self::Double { operation, states } => write!(f, "double {operation} {states}"),
             Self::Schedules { pair, seed, stride } => write!(f, "schedules {pair} {seed} {stride}"),
             Self::Calls { seed } => write!(f, "calls {seed}"),
+            Self::Files { seed } => write!(f, "files {seed}"),
             Self::Kills { seed, kills } => write!(f, "kills {seed} {kills}"),
         }
     }
@@ -150,10 +160,11 @@ impl FromStr for Unit {
                 Self::Schedules { pair: *pair as usize, seed: *seed, stride: (*stride).max(1) }
             }
             ("calls", Ok([seed])) => Self::Calls { seed: *seed },
+            ("files", Ok([seed])) => Self::Files { seed: *seed },
             ("kills", Ok([seed, kills])) => Self::Kills { seed: *seed, kills: *kills },
             _ => {
                 return Err(format!(
-                    "no unit is named {text:?}: crash SEED, double OPERATION STATES, schedules PAIR SEED STRIDE, calls SEED, kills SEED KILLS"
+                    "no unit is named {text:?}: crash SEED, double OPERATION STATES, schedules PAIR SEED STRIDE, calls SEED, files SEED, kills SEED KILLS"
                 ));
             }
         };
