@@ -65,6 +65,9 @@ fn a_further_page_that_does_not_fit_quarantines_its_large_block() {
     }
     let differs = ("C4", region.places.in_use + page / 64 * 8, Remedy::Rebuilt);
     expect(&region, &[(at, 0)], "C3", &[done, differs]);
+    // Where somebody died in the middle, in-use bits prove nothing; the block's own length does.
+    let recovering = ("a recovery", RECOVERING, Remedy::Recovered);
+    expect(&region, &[(at, 0), (RECOVERING, 1)], "", &[recovering, done, differs]);
 }
 
 #[test]
@@ -210,6 +213,10 @@ fn a_journal_record_and_intents_that_nobody_can_have_left_are_dropped() {
         let at = Places::lane(2);
         expect(&region, &[(at + 0x80, armed)], "C11", &[("C11", at, Remedy::Dropped)]);
     }
+    // One that could be settled, had anybody died holding the lock: its block stays.
+    let (at, block, cell) = (Places::lane(2), region.block(48).get(), region.block(3000).get());
+    let intent = [(at + 0x80, 2), (at + 0x88, cell), (at + 0x90, block)];
+    expect(&region, &intent, "C11", &[("C11", at, Remedy::Dropped)]);
     expect(&region, &[(MERGE_HOLD, 1)], "C11", &[("C11", MERGE_HOLD, Remedy::Reset)]);
 }
 
@@ -262,6 +269,14 @@ fn a_move_of_a_lane_that_nobody_claims_is_dropped() {
     for words in [[(at + 0x98, 8), (at + 0xa0, block)], [(at + 0xa0, 1), (at + 0x98, 0)]] {
         expect(&region, &words, "C15", &[("C15", at, Remedy::Dropped)]);
     }
+}
+
+#[test]
+fn a_gate_that_nobody_shut_is_opened() {
+    let region = Region::new(false);
+    let at = Places::lane(2);
+    expect(&region, &[(at + 0xc8, 1)], "", &[("G2", at, Remedy::Reset)]);
+    expect(&region, &[(at + 0xc0, 1)], "", &[("a lane is busy", at, Remedy::Reset)]);
 }
 
 #[test]
