@@ -413,6 +413,15 @@ pub enum Error {
         waited_ms: u64,
     },
 
+    /// The heap is to be repaired while somebody uses it.
+    #[error("{name:?} cannot be repaired while others use it: pid {pid} does; end that process, and all others that use it")]
+    InUse {
+        /// The segment's name or the file's path.
+        name: String,
+        /// A process that uses it, as it named itself; in another PID namespace the number means another process.
+        pid: u32,
+    },
+
     /// Somebody died while changing the heap, and a read-only handle cannot finish or undo it.
     #[error(
         "pid {holder_pid} died while it changed the heap, and nobody has used the heap since; open it for writing once (open), and look again"

@@ -78,6 +78,11 @@ pub(crate) fn clear(tables: &Tables, _locked: &Locked) {
 /// Finishes a record that a dead holder left armed, if there is one. The caller rebuilds what is derived, and then calls
 /// [`clear`].
 pub(crate) fn replay(tables: &Tables, _locked: &Locked) -> Result<()> {
+    ranges(tables)?.iter().try_for_each(|range| apply(tables, range))
+}
+
+/// The ranges of the armed record; none if none is armed.
+pub(crate) fn ranges(tables: &Tables) -> Result<Vec<Range>> {
     let [armed, first_range, first_entry, second_range, second_entry] = words(tables);
     let count = armed.load(Ordering::Acquire);
     let slots = [(first_range, first_entry), (second_range, second_entry)];
@@ -85,13 +90,14 @@ pub(crate) fn replay(tables: &Tables, _locked: &Locked) -> Result<()> {
     if count > 2 {
         return Err(corrupt().into());
     }
-    for (range_word, entry_word) in slots.into_iter().take(usize::try_from(count).unwrap_or(0)) {
+    let armed = slots.into_iter().take(usize::try_from(count).unwrap_or(0));
+    let range = |(range_word, entry_word): (&AtomicU64, &AtomicU64)| {
         let packed = range_word.load(Ordering::Relaxed);
         let first = tables.page_from_region((packed & 0xffff_ffff) as u32, superblock::JOURNAL)?;
         let count = PageCount::new((packed >> 32) as u32).ok_or_else(corrupt)?;
-        apply(tables, &Range { first, count, entry: PageEntry(entry_word.load(Ordering::Relaxed)) })?;
-    }
-    Ok(())
+        Ok(Range { first, count, entry: PageEntry(entry_word.load(Ordering::Relaxed)) })
+    };
+    armed.map(range).collect()
 }
 
 /// True while a record is armed.

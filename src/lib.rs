@@ -28,6 +28,7 @@
 //! # Where to start
 //!
 //! - [`Heap`]: allocate, free, roots, numbers. [`Options`]: create and open.
+//! - [`Heap::validate`] says whether a heap is sound, [`Options::repair`] mends one that is not.
 //! - A block is named by its [`Offset`], which means the same in every process.
 //! - [`Error`] says what went wrong and what to do about it.
 //!
@@ -41,8 +42,8 @@
 //! # How it is built
 //!
 //! Each module is a room that may use only those before it:
-//! `error < sys < region < format < journal < alloc < check < recovery < heap < image`. docs/ARCHITECTURE.md in the
-//! repository walks through them.
+//! `error < sys < region < format < journal < alloc < check < recovery < repair < heap < image`. docs/ARCHITECTURE.md
+//! in the repository walks through them.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic))]
 
@@ -60,12 +61,14 @@ mod image;
 mod journal;
 mod recovery;
 mod region;
+mod repair;
 mod sys;
 
 pub use error::{Corruption, Error, OffsetFault, Result, Shortage};
 pub use heap::{BlockInfo, Blocks, ClassStats, Freeze, Heap, LaneInfo, Options, OwnerTrust, RootInfo, Stats};
 pub use image::{Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, verify};
 pub use region::{Memory, Offset};
+pub use repair::{Remedy, RepairAction, RepairReport};
 
 /// The README's program, compiled.
 #[cfg(doctest)]

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, from the lowest to the highest. A room may use those before it, and nothing after it.
-const ROOMS: [&[&str]; 10] = [
+const ROOMS: [&[&str]; 11] = [
     &["error"],
     &["sys"],
     &["region"],
@@ -15,6 +15,7 @@ const ROOMS: [&[&str]; 10] = [
     &["alloc"],
     &["check"],
     &["recovery"],
+    &["repair"],
     &["heap"],
     &["typed", "image"],
 ];

@@ -237,7 +237,7 @@ pub(crate) fn reserve_ahead(tables: &Tables, locked: &Locked, first: u32, pages:
     }
     raise_high(tables, locked, end as u32)?;
     let start = tables.page_start(tables.page_from_region(first, superblock::PAGES_HIGH)?);
-    tables.region.reserve_unentered(start, u64::from(pages) << tables.geometry.page_shift)?;
+    tables.region.back(start, u64::from(pages) << tables.geometry.page_shift)?;
     for_words(first, pages, |word, mask| _ = tables.reserved_word(word).fetch_or(mask, Ordering::Release));
     Ok(())
 }
@@ -374,16 +374,15 @@ pub(crate) fn in_use_by_entries(tables: &Tables, word: u32, high: u32) -> Result
     Ok(bits)
 }
 
-/// The first summary node that does not say what lies below it: its level and number.
-pub(crate) fn wrong_summary(tables: &Tables) -> Option<(usize, u32)> {
+/// The summary nodes that do not say what lies below them: their levels and numbers.
+pub(crate) fn wrong_summaries(tables: &Tables) -> impl Iterator<Item = (usize, u32)> {
     let high = tables.pages_high();
-    let wrong = |level: usize, node: u32, right: Summary| (tables.summary(level, node) != right).then_some((level, node));
-    let leaves = high.div_ceil(CHUNK_PAGES);
-    let leaf = (0..leaves).find_map(|chunk| wrong(0, chunk, summary::of_chunk(tables, chunk, high)));
-    leaf.or_else(|| {
-        (1..crate::format::LEVELS)
-            .take_while(|level| crate::format::Geometry::summary_len(level - 1, high) > 1)
-            .flat_map(|level| (0..crate::format::Geometry::summary_len(level, high)).map(move |node| (level, node)))
-            .find_map(|(level, node)| wrong(level, node, summary::of_children(tables, level, node, high)))
-    })
+    let len = move |level: usize| crate::format::Geometry::summary_len(level, high);
+    let leaves = (0..len(0)).map(move |chunk| (0, chunk, summary::of_chunk(tables, chunk, high)));
+    let inner = (1..crate::format::LEVELS)
+        .take_while(move |level| len(level - 1) > 1)
+        .flat_map(move |level| (0..len(level)).map(move |node| (level, node)))
+        .map(move |(level, node)| (level, node, summary::of_children(tables, level, node, high)));
+    let wrong = move |(level, node, right): &(usize, u32, Summary)| tables.summary(*level, *node) != *right;
+    leaves.chain(inner).filter(wrong).map(|(level, node, _)| (level, node))
 }

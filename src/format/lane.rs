@@ -126,6 +126,12 @@ impl<'a> LaneRecord<'a> {
         Some(Intent { kind, cell: cell.load(Ordering::Relaxed), block: block.load(Ordering::Relaxed) })
     }
 
+    /// True if the first word of the intent says anything but "none".
+    pub(crate) fn is_armed(&self) -> bool {
+        let [kind, ..] = self.intent_words();
+        kind.load(Ordering::Acquire) != 0
+    }
+
     /// Arms an intent. The kind is stored last: a death before it leaves no intent, a death after it a whole one.
     pub(crate) fn arm(&self, intent: Intent) {
         let [kind, cell, block] = self.intent_words();

@@ -45,7 +45,7 @@ pub(crate) mod superblock {
     pub(crate) const PAGES_HIGH: u64 = 0xc0;
     /// The lock word, 32 bits, on a cache line of its own.
     pub(crate) const LOCK: u64 = 0x100;
-    /// Not 0 while a recovery is under way or did not end well: whoever takes the lock next does it again.
+    /// Not 0 while a recovery or a repair is under way or did not end well: whoever takes the lock next recovers.
     pub(crate) const RECOVERING: u64 = 0x108;
     /// Counts span operations, so that readers without the lock see that one came between.
     pub(crate) const SPAN_SEQUENCE: u64 = 0x140;

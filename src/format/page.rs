@@ -106,6 +106,16 @@ impl PageEntry {
         matches!(self.state(), Some(PageState::KeptSlab | PageState::KeptLarge))
     }
 
+    /// True if bits are set that mean nothing in this state.
+    pub(crate) fn has_stray_bits(self) -> bool {
+        let meaning = match self.state() {
+            Some(PageState::Slab | PageState::KeptSlab) => !0xf0,
+            Some(PageState::Large | PageState::LargeTail | PageState::KeptLarge) => !0xfff0,
+            Some(PageState::Free) | None => 0xf,
+        };
+        self.0 & !meaning != 0
+    }
+
     /// The same entry for another lane.
     pub(crate) fn with_lane(self, lane: LaneId) -> Self {
         Self(self.0 & !0xffff_0000 | u64::from(lane.get()) << 16)

@@ -108,6 +108,11 @@ impl Tables {
         page.get().checked_sub(distance).map(PageIndex)
     }
 
+    /// Where the page entries start, those of pages that are not in use so far included.
+    pub(crate) fn entries_at(&self) -> u64 {
+        self.geometry.entries_at
+    }
+
     /// Place of a page's entry, for messages.
     pub(crate) fn entry_at(&self, page: PageIndex) -> u64 {
         self.geometry.entries_at + u64::from(page.get()) * 8
@@ -137,7 +142,25 @@ impl Tables {
 
     /// In-use bits of 64 pages, of which `word * 64` is the first; `word` is below `pages_high / 64`, rounded up.
     pub(crate) fn in_use_word(&self, word: u32) -> &AtomicU64 {
-        self.region.word(self.geometry.in_use_at + u64::from(word) * 8)
+        self.region.word(self.in_use_at(word))
+    }
+
+    /// Place of a word of in-use bits, for messages.
+    pub(crate) fn in_use_at(&self, word: u32) -> u64 {
+        self.geometry.in_use_at + u64::from(word) * 8
+    }
+
+    /// Where the bits stand that no page below `high` has: in-use bits, reserved bits, group bits; each with those bits of
+    /// its first word that belong to groups below.
+    pub(crate) fn bits_above(&self, high: u32) -> [(std::ops::Range<u64>, u64); 3] {
+        let geometry = &self.geometry;
+        let (pages, groups) = (u64::from(high.div_ceil(64)) * 8, geometry.groups(high));
+        let below = (1u64 << (groups % 64)) - 1;
+        [
+            (geometry.in_use_at + pages..geometry.reserved_at, 0),
+            (geometry.reserved_at + pages..geometry.groups_at, 0),
+            (geometry.groups_at + u64::from(groups / 64) * 8..geometry.summary_at[0], below),
+        ]
     }
 
     /// Reserved bits of 64 pages.
@@ -250,7 +273,8 @@ impl Tables {
         reserved.then_some(RootRecord { region: &self.region, at: self.root_at(slot) })
     }
 
-    fn root_at(&self, slot: u32) -> u64 {
+    /// Place of a root's record.
+    pub(crate) fn root_at(&self, slot: u32) -> u64 {
         self.geometry.roots_at + u64::from(slot) * ROOT_RECORD_LEN
     }
 

@@ -79,6 +79,21 @@ pub(super) fn open_or_create_object(options: &Options, place: &Place) -> Result<
 /// Attaches an object; `created` says that this process has just made it: it has no name yet, and nobody can have died
 /// in it.
 fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool) -> Result<Heap> {
+    let header = header_of(options, &object)?;
+    let region = if created {
+        Region::new(Mapping::by_descriptor(&object)?, Some(object.clone()))
+    } else {
+        map(&object, writable, &header)?
+    };
+    let key = SeatKey::new();
+    let lanes = header.lanes.saturating_add(1);
+    let liveness: Arc<dyn Liveness> =
+        if writable { FileTokens::new(object, lanes, key.number()) } else { Arc::new(Onlooker(Some(object))) };
+    finish(options, Tables::new(region, header, Geometry::new(&header)?), liveness, key, created)
+}
+
+/// Reads and checks the header of an object.
+pub(super) fn header_of(options: &Options, object: &Object) -> Result<Header> {
     let name = object.place().label();
     let mut bytes = [0; HEADER_LEN];
     object.read_start(&mut bytes)?;
@@ -91,16 +106,7 @@ fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool)
         return Err(Error::CapacityMismatch { expected: header.capacity, actual });
     }
     options.check_capacity(header.capacity)?;
-    let region = if created {
-        Region::new(Mapping::by_descriptor(&object)?, Some(object.clone()))
-    } else {
-        map(&object, writable, &header)?
-    };
-    let key = SeatKey::new();
-    let lanes = header.lanes.saturating_add(1);
-    let liveness: Arc<dyn Liveness> =
-        if writable { FileTokens::new(object, lanes, key.number()) } else { Arc::new(Onlooker(Some(object))) };
-    finish(options, Tables::new(region, header, Geometry::new(&header)?), liveness, key, created)
+    Ok(header)
 }
 
 /// Maps an object whose header is known.
@@ -146,26 +152,33 @@ pub(super) fn create_in_memory_with(
     Ok(heap)
 }
 
-fn local_tokens(memory: &Memory, header: &Header) -> Arc<dyn Liveness> {
+pub(super) fn local_tokens(memory: &Memory, header: &Header) -> Arc<dyn Liveness> {
     Arc::new(LocalTokens::new(memory.base().addr().get(), header.lanes.saturating_add(1)))
 }
 
 /// Attaches the heap in memory.
 pub(super) fn open_in_memory(options: &Options, memory: Memory) -> Result<Heap> {
-    let len = u64::try_from(memory.len()).unwrap_or(u64::MAX);
     let region = Region::new(Mapping::memory(memory.clone()), None);
-    let mut bytes = [0; HEADER_LEN];
-    let name = "(memory)";
-    if len < superblock::LEN || !region.copy_out(0, &mut bytes) {
-        return Err(Error::NotAHeap { name: name.to_owned(), why: "it is shorter than a superblock" });
-    }
-    let header = Header::decode(&bytes, name)?;
-    if header.capacity > len {
-        return Err(Error::CapacityMismatch { expected: header.capacity, actual: len });
-    }
-    options.check_capacity(header.capacity)?;
+    let header = header_in(options, &region)?;
     let liveness = local_tokens(&memory, &header);
     finish(options, Tables::new(region, header, Geometry::new(&header)?), liveness, SeatKey::new(), false)
+}
+
+/// What a heap in memory is called.
+pub(super) const MEMORY_NAME: &str = "(memory)";
+
+/// Reads and checks the header of a heap in memory.
+pub(super) fn header_in(options: &Options, region: &Region) -> Result<Header> {
+    let mut bytes = [0; HEADER_LEN];
+    if region.len() < superblock::LEN || !region.copy_out(0, &mut bytes) {
+        return Err(Error::NotAHeap { name: MEMORY_NAME.to_owned(), why: "it is shorter than a superblock" });
+    }
+    let header = Header::decode(&bytes, MEMORY_NAME)?;
+    if header.capacity > region.len() {
+        return Err(Error::CapacityMismatch { expected: header.capacity, actual: region.len() });
+    }
+    options.check_capacity(header.capacity)?;
+    Ok(header)
 }
 
 /// What creating and opening have in common at the end.

@@ -7,7 +7,7 @@ use super::Heap;
 use super::lane::Caller;
 use crate::alloc::{Located, Slab, kept, slab, span};
 use crate::check;
-use crate::error::{Error, OffsetFault, Result};
+use crate::error::{Corruption, Error, OffsetFault, Result};
 use crate::format::{LaneId, PageIndex, PageState, SHARED_LANE, superblock};
 use crate::recovery;
 use crate::region::Offset;
@@ -149,38 +149,70 @@ impl Heap {
     /// [`Error::Corrupt`] with the first thing that is wrong, and where; [`Error::LockTimeout`]. From a read-only handle
     /// also [`Error::Unrecovered`] if somebody died while changing the heap and nobody has used it since.
     pub fn validate(&self) -> Result<()> {
+        self.look(1)?.first().map_or(Ok(()), |found| Err((*found).into()))
+    }
+
+    /// Everything that [`Heap::validate`] would tell, one after the other: what is wrong, and where; at most 1000 findings.
+    ///
+    /// An empty list says that the heap is sound. Nothing is changed; [`Options::repair`](crate::Options::repair) does that.
+    /// What follows from one damage may be told as several findings.
+    ///
+    /// # Errors
+    ///
+    /// As [`Heap::validate`], but for the findings themselves.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shmheap::{Heap, Memory};
+    ///
+    /// let heap = Heap::options().create_in(Memory::zeroed(1 << 20)?)?;
+    /// for found in heap.findings()? {
+    ///     println!("{} (at {:#x})", found.what, found.at);
+    /// }
+    /// assert!(heap.findings()?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn findings(&self) -> Result<Vec<Corruption>> {
+        self.look(FINDINGS_MAX)
+    }
+
+    /// The first `max` findings.
+    fn look(&self, max: usize) -> Result<Vec<Corruption>> {
         let attachment = &self.attachment;
         attachment.tables.region.check_whole()?;
         if !self.is_read_only() {
             return self.as_caller(|caller| {
                 let _lock = attachment.lock_for(caller)?;
-                check::check(&attachment.tables, &attachment.classes)
+                Ok(check::findings(&attachment.tables, &attachment.classes, max))
             });
         }
-        self.validate_read_only()
+        self.look_read_only(max)
     }
 
     /// Looks until it has seen the heap at rest, and the same again.
-    fn validate_read_only(&self) -> Result<()> {
+    fn look_read_only(&self, max: usize) -> Result<Vec<Corruption>> {
         let attachment = &self.attachment;
         let recovering = attachment.tables.superblock(superblock::RECOVERING);
         let (started, mut last_holder, mut looks_at_dead) = (Instant::now(), SHARED_LANE, 0u32);
-        let mut seen: (Result<()>, u32) = (Ok(()), 0);
+        let mut seen: (Vec<Corruption>, u32) = (Vec::new(), 0);
         loop {
             let before = self.change_marks();
-            let result = check::check(&attachment.tables, &attachment.classes);
+            let found = check::findings(&attachment.tables, &attachment.classes, max);
             let holder = attachment.lock_holder().filter(|lane| u32::from(lane.get()) <= attachment.tables.geometry.lanes);
             let is_recovering = recovering.load(Ordering::Acquire) != 0;
             let is_at_rest = before == self.change_marks() && holder.is_none() && !is_recovering;
-            if result.is_ok() {
-                return result;
+            if found.is_empty() {
+                return Ok(found);
             }
             // Not everything that changes leaves a mark; what stays the same is no change.
-            let times = if seen.0 == result { seen.1.saturating_add(1) } else { 1 };
+            let times = if seen.0 == found { seen.1.saturating_add(1) } else { 1 };
             if is_at_rest && times >= SAME_LOOKS {
-                return result;
+                return Ok(found);
             }
-            seen = (result, if is_at_rest { times } else { 0 });
+            seen = (found, if is_at_rest { times } else { 0 });
             last_holder = holder.unwrap_or(last_holder);
             let is_dead = holder.is_none() || !attachment.liveness.is_alive(last_holder.token())?;
             let is_left = is_dead && (holder.is_some() || is_recovering);
@@ -287,6 +319,9 @@ impl Heap {
         Ok(Some((page, pages, span)))
     }
 }
+
+/// Most findings that are listed.
+const FINDINGS_MAX: usize = 1000;
 
 /// How often a read-only handle must see the same contradiction in a heap at rest before it believes it.
 const SAME_LOOKS: u32 = 3;

@@ -11,6 +11,7 @@
 //! | moves | `moves.rs` | replace a block by another, in one step |
 //! | cells | `cells.rs` | allocate and publish, unpublish and free, in one step |
 //! | durable | `durable.rs` | heaps in files: flush, and what a power cut leaves |
+//! | mending | `mend.rs` | being alone with a heap, to repair it |
 //! | freeze | `freeze.rs` | nobody else allocates or frees for a while |
 //! | roots | `roots.rs`, `construct.rs` | named ways in |
 //! | images | `snapshot.rs`, `restore.rs` | what a heap holds at one moment, and how that comes back |
@@ -33,6 +34,7 @@ mod freeze;
 mod inspect;
 mod lane;
 mod lock;
+mod mend;
 mod moves;
 mod options;
 mod paths;

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Heap, Restore, attach};
+use super::{Heap, Restore, attach, mend};
 use crate::alloc::Classes;
 use crate::error::{Error, Result};
 use crate::format::{Header, LANES_MAX, PAGE_SIZE_MAX, PAGE_SIZE_MIN, ROOT_SLOTS_MAX};
 use crate::region::Memory;
+use crate::repair::RepairReport;
 use crate::sys::clock;
 use crate::sys::object::{Admission, Place};
 
@@ -52,6 +53,7 @@ pub struct Options {
     lanes: Option<u32>,
     root_slots: Option<u32>,
     lock_timeout: Duration,
+    dry_run: bool,
 }
 
 impl Default for Options {
@@ -75,6 +77,7 @@ impl Options {
             lanes: None,
             root_slots: None,
             lock_timeout: Duration::from_secs(5),
+            dry_run: false,
         }
     }
 
@@ -131,6 +134,14 @@ impl Options {
     #[must_use]
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;
+        self
+    }
+
+    /// If true, [`Self::repair`] and its like change nothing, and report what they would do. Default false. Only for
+    /// repairing.
+    #[must_use]
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
         self
     }
 
@@ -231,6 +242,67 @@ impl Options {
     /// As [`Self::open`].
     pub fn open_in(&self, memory: Memory) -> Result<Heap> {
         attach::open_in_memory(self, memory)
+    }
+
+    /// Makes a damaged heap sound again: everything that [`Heap::findings`] tells is mended, and each action reported.
+    ///
+    /// The header must be whole. What is derived is rebuilt from the page table and the slabs' bits. Pages of which these
+    /// contradict each other are *quarantined*: they become one allocated block, which [`Heap::blocks`] lists, so that its
+    /// bytes can be copied out; [`Heap::deallocate`] frees it. What the dead had under way is finished or undone. The
+    /// bytes of blocks are never changed. Nothing but this repairs a heap, and a sound one is left as it is, except that
+    /// dead lanes are recovered.
+    ///
+    /// Damage that leaves words which contradict no others cannot be seen, and so not be repaired: a bit that says that a
+    /// block is free, say. Nobody else can use the heap meanwhile. A repair that is killed can be repeated.
+    /// Takes time proportional to the number of pages, of which those in use so far count most.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InUse`] if a thread of any process has a lane of the heap; nothing has changed then. As [`Self::open`],
+    /// [`Error::NotAHeap`] for a damaged header included: then only a saved copy helps. [`Error::NoSpace`] if memory that
+    /// should be reserved is not there; [`Error::Corrupt`] if anything is left that could not be mended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shmheap::Heap;
+    ///
+    /// # let name = &format!("doc-repair-{}", std::process::id());
+    /// # drop(Heap::options().capacity(1 << 20).create(name)?);
+    /// let planned = Heap::options().dry_run(true).repair(name)?;
+    /// println!("{planned}");
+    /// let done = Heap::options().repair(name)?;
+    /// assert_eq!(done, planned);
+    /// Heap::open(name)?.validate()?;
+    /// # Heap::unlink(name)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn repair(&self, name: &str) -> Result<RepairReport> {
+        mend::repair_object(self, Place::segment(name)?)
+    }
+
+    /// Repairs the heap in a file, as [`Self::repair`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::repair`].
+    pub fn repair_file(&self, path: impl AsRef<Path>) -> Result<RepairReport> {
+        mend::repair_object(self, Place::File(path.as_ref().to_owned()))
+    }
+
+    /// Repairs the heap in the caller's memory, as [`Self::repair`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::repair`]; [`Error::BadCapacity`] if there is no memory for the copy that a dry run makes.
+    pub fn repair_in(&self, memory: Memory) -> Result<RepairReport> {
+        mend::repair_in_memory(self, memory)
+    }
+
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run
     }
 
     /// Makes a heap in a new segment, with the parameters of `saved`, and fills it with `f` before it gets its name.

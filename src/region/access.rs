@@ -296,7 +296,7 @@ impl Region {
 
     /// Reserves memory for these bytes, rounded outwards to OS pages, so that touching them cannot fail.
     pub(crate) fn reserve(&self, at: u64, len: u64) -> Result<()> {
-        self.reserve_unentered(at, len)?;
+        self.back(at, len)?;
         if self.object.is_some() {
             let (start, end) = self.outward(at, len);
             self.populate(start, end);
@@ -304,8 +304,9 @@ impl Region {
         Ok(())
     }
 
-    /// As [`Self::reserve`], without entering the memory into this process's page table.
-    pub(crate) fn reserve_unentered(&self, at: u64, len: u64) -> Result<()> {
+    /// As [`Self::reserve`], without entering the memory into this process's page table, for which it would have to be zeroed:
+    /// for what is not needed now, or is going to be written as a whole.
+    pub(crate) fn back(&self, at: u64, len: u64) -> Result<()> {
         let Some(object) = &self.object else { return Ok(()) };
         let (start, end) = self.outward(at, len);
         if start == end {

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::ptr::NonNull;
 
-use memmap2::{Mmap, MmapOptions, MmapRaw};
+use memmap2::{Mmap, MmapMut, MmapOptions, MmapRaw};
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 
 use super::Memory;
@@ -25,6 +25,7 @@ enum Kind {
     Segment(Shmem),
     File(MmapRaw),
     ReadOnly(Mmap),
+    Copy(MmapMut),
     Memory(Memory),
 }
 
@@ -81,6 +82,18 @@ impl Mapping {
         Self::checked(Kind::ReadOnly(map), base, mapped, len, false)
     }
 
+    /// Maps a whole object so that what is written stays private: a copy of which only the parts that change take memory.
+    pub(crate) fn copy_on_write(object: &Object) -> Result<Self> {
+        let len = object.len()?;
+        let file = object.file_to_map(false)?;
+        // SAFETY: as in `read_only`.
+        let map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(&file) };
+        let mut map = map.map_err(|error| map_error(&error))?;
+        let base = NonNull::new(map.as_mut_ptr()).ok_or_else(null_mapping)?;
+        let mapped = as_u64(map.len());
+        Self::checked(Kind::Copy(map), base, mapped, len, true)
+    }
+
     /// The caller's memory.
     pub(crate) fn memory(memory: Memory) -> Self {
         let (base, len) = (memory.base(), as_u64(memory.len()));
@@ -113,6 +126,7 @@ impl fmt::Debug for Mapping {
             Kind::Segment(_) => "segment",
             Kind::File(_) => "file",
             Kind::ReadOnly(_) => "read-only",
+            Kind::Copy(_) => "copy",
             Kind::Memory(_) => "memory",
         };
         f.debug_struct("Mapping").field("kind", &kind).field("base", &self.base).field("len", &self.len).finish()

@@ -91,6 +91,11 @@ impl Gate {
         self.stop.store(0, Ordering::Release);
     }
 
+    /// True if the lane must not go inside.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.stop.load(Ordering::Acquire) != 0
+    }
+
     /// True while the lane is inside.
     pub(crate) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Acquire) != 0
