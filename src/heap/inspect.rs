@@ -7,7 +7,7 @@ use super::Heap;
 use super::lane::Caller;
 use crate::alloc::{Located, Slab, kept, slab, span};
 use crate::check;
-use crate::error::{Error, OffsetFault, Result};
+use crate::error::{Corruption, Error, OffsetFault, Result};
 use crate::format::{LaneId, PageIndex, PageState, SHARED_LANE, superblock};
 use crate::recovery;
 use crate::region::Offset;
@@ -281,6 +281,10 @@ impl Heap {
             }
             _ => (1, Span::Free),
         };
+        // The mark is read after the entry: it rises before a span is longer.
+        if u64::from(number).saturating_add(u64::from(pages)) > u64::from(tables.pages_high()) {
+            return Err(Corruption::new("C3: a span reaches beyond the pages in use", tables.entry_at(page)).into());
+        }
         Ok(Some((page, pages, span)))
     }
 }

@@ -61,11 +61,6 @@ impl Region {
         }
     }
 
-    /// Bytes in the region.
-    pub(crate) fn len(&self) -> u64 {
-        self.len
-    }
-
     /// False if the mapping may only be read.
     pub(crate) fn is_writable(&self) -> bool {
         self.mapping.is_writable()
