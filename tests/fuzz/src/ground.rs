@@ -44,9 +44,15 @@ impl Ground {
 
     /// The ground as a caller's memory.
     pub fn memory(&self) -> Memory {
+        self.memory_of(self.len)
+    }
+
+    /// The first `len` bytes of the ground as a caller's memory.
+    pub fn memory_of(&self, len: usize) -> Memory {
+        assert!(len <= self.len, "the ground has so many bytes");
         // SAFETY: G1; heaps on the ground are dropped before it, as every user of this file keeps them in a value that does
         // not outlive the ground, and what others write is written word by word.
-        unsafe { Memory::from_raw_parts(self.base, self.len) }.expect("a mapping is aligned")
+        unsafe { Memory::from_raw_parts(self.base, len) }.expect("a mapping is aligned")
     }
 
     /// All bytes, copied.
