@@ -185,7 +185,9 @@ fn scribble_among_workers(tag: &str, pages: &str, seed: u64) -> [u64; 2] {
     let block = heap.allocate(100).expect("room");
     heap.set_root("a", block).expect("a slot");
     drop(heap);
-    let seed = (seed + 10 * std::env::var("SHMHEAP_SEED").map_or(0, |seed| seed.parse().expect("a number"))).to_string();
+    // Other words are written with another number in SHMHEAP_SEED.
+    let run: u64 = std::env::var("SHMHEAP_SEED").map_or(0, |run| run.parse().expect("a number"));
+    let seed = (seed + 10 * run).to_string();
     let parameters = [("HEAP", segment.name()), ("SEED", seed.as_str()), ("PAGES", pages)];
     let mut workers = Worker::start_many(WORKERS, "work", &parameters);
     workers.iter_mut().for_each(|worker| worker.expect("begun"));

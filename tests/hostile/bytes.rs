@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use super::signals;
 use super::targets::{Actor, Ground, Input, Operation, Template};
 
-/// Longest that a case may last. Most take some microseconds; where the lock word is changed, each operation may wait for its
-/// time-out of a millisecond.
+/// Longest that a case may last. Most take some microseconds; where the lock word is changed, each operation may wait
+/// for its time-out of a millisecond.
 const CASE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often the watch looks.
 const WATCH_PAUSE: Duration = Duration::from_millis(50);
@@ -45,7 +45,7 @@ const BEFORE: [(Operation, &[u8]); 9] = [
 ];
 
 /// Every operation, after the byte has changed.
-const AFTER: [(Operation, &[u8]); 58] = [
+const AFTER: [(Operation, &[u8]); 59] = [
     (Operation::Allocate, &[16, 0]),
     (Operation::Allocate, &[90, 0]),
     (Operation::Deallocate, &[9]),
@@ -53,9 +53,10 @@ const AFTER: [(Operation, &[u8]); 58] = [
     (Operation::Reallocate, &[11, 200, 0]),
     (Operation::CopyIn, &[0, 1, 0, 40, 0, 7]),
     (Operation::CopyOut, &[4, 3, 0, 40, 0]),
+    (Operation::CopyOut, &[2, 40, 0x80, 40, 0]),
+    (Operation::CopyIn, &[12, 40, 0x80, 40, 0, 5]),
+    (Operation::CopyOut, &[12, 39, 0x80, 40, 0]),
     (Operation::Info, &[0]),
-    (Operation::Info, &[2]),
-    (Operation::Info, &[12]),
     (Operation::Info, &[0xa0, 1]),
     (Operation::Resolve, &[3]),
     (Operation::LoadCell, &[6]),

@@ -25,8 +25,8 @@ fn is_corrupt<T>(result: shmheap::Result<T>) -> bool {
     matches!(result, Err(Error::Corrupt(_)))
 }
 
-/// `blocks`, `lanes` and `stats` took the length of a large block from its entry as it stood. A length that reached beyond
-/// the pages was handed out, for callers to read and write by.
+/// `blocks`, `lanes` and `stats` took the length of a large block from its entry as it stood. A length that reached
+/// beyond the pages was handed out, for callers to read and write by.
 #[test]
 fn a_block_that_is_said_to_reach_beyond_the_pages_is_not_listed() {
     let (ground, layout, heap) = stage();
@@ -42,8 +42,8 @@ fn a_block_that_is_said_to_reach_beyond_the_pages_is_not_listed() {
     assert_eq!(heap.blocks().count(), 1);
 }
 
-/// A root that says "under construction", by a lane that nobody has claimed, made `find_or_construct` go round for ever: there
-/// was nobody to wait for, and nobody dead to see to.
+/// A root that says "under construction", by a lane that nobody has claimed, made `find_or_construct` go round for
+/// ever: there was nobody to wait for, and nobody dead to see to.
 #[test]
 fn a_root_that_nobody_constructs_is_an_error() {
     let (ground, layout, heap) = stage();
@@ -59,8 +59,8 @@ fn a_root_that_nobody_constructs_is_an_error() {
     }
 }
 
-/// A slab was believed to have all its pages wherever its entry stood. One on the last page, of a class with longer slabs, had
-/// its bits behind the end of the region: an assertion stopped the process.
+/// A slab was believed to have all its pages wherever its entry stood. One on the last page, of a class with longer
+/// slabs, had its bits behind the end of the region: an assertion stopped the process.
 #[test]
 fn a_slab_that_reaches_beyond_the_last_page_is_an_error() {
     // Slabs of 64 KiB and more.
@@ -78,11 +78,11 @@ fn a_slab_that_reaches_beyond_the_last_page_is_an_error() {
     }
 }
 
-/// In memory whose length is no multiple of 8, an intent could name a cell in the last bytes, of which there are less than 8:
-/// an assertion stopped the process that recovered.
+/// In memory whose length is no multiple of 8, an intent could name a cell in the last bytes, of which there are less
+/// than 8: an assertion stopped the process that recovered.
 #[test]
 fn an_intent_names_a_cell_or_is_an_error() {
-    for cell in [SMALL as u64, SMALL as u64 - 8, 0x100, 0, 0x2004, u64::MAX & !7] {
+    for cell in [SMALL as u64, SMALL as u64 - 8, 0x100, 0, 0x2004, !7] {
         let ground = Ground::new(SMALL + PAGE as usize);
         let heap = Heap::options().lanes(4).root_slots(16).create_in(short(&ground)).expect("a heap fits");
         drop(heap);
@@ -100,8 +100,8 @@ fn short(ground: &Ground) -> Memory {
     ground.memory_of(SMALL + 1)
 }
 
-/// Summaries and in-use bits, which are derived, were believed without a look at the entries, which are the truth: one changed
-/// bit, and a large block was allocated over a living one.
+/// Summaries and in-use bits, which are derived, were believed without a look at the entries, which are the truth: one
+/// changed bit, and a large block was allocated over a living one.
 #[test]
 fn pages_that_are_only_said_to_be_free_are_not_handed_out() {
     let (ground, layout, heap) = stage();
@@ -127,8 +127,8 @@ fn what_cannot_be_applied_is_not_written_into_the_journal() {
     assert_eq!(ground.word(0x148).load(Ordering::Relaxed), 0, "the journal is at rest");
 }
 
-/// A lane that was led to adopt a slab of its own had it in its private list twice. When its neighbours there left the list, it
-/// became a circle, in which the end of the lane went round for ever, and took memory all the while.
+/// A lane that was led to adopt a slab of its own had it in its private list twice. When its neighbours there left the
+/// list, it became a circle, in which the end of the lane went round for ever, and took memory all the while.
 #[test]
 fn a_slab_is_never_taken_twice_by_one_lane() {
     let (ground, layout, heap) = stage();
@@ -149,8 +149,8 @@ fn a_slab_is_never_taken_twice_by_one_lane() {
     drop(heap);
 }
 
-/// A lane freed a block of its own slab by what the page entry said of the slab's class. Had somebody scribbled on that, the
-/// slab was taken out of one private list and put into another class's.
+/// A lane freed a block of its own slab by what the page entry said of the slab's class. Had somebody scribbled on
+/// that, the slab was taken out of one private list and put into another class's.
 #[test]
 fn a_slab_of_another_class_than_its_lane_knows_is_an_error() {
     let (ground, layout, heap) = stage();

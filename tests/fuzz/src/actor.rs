@@ -181,13 +181,13 @@ impl<'a> Actor<'a> {
             Operation::Deallocate => _ = heap.deallocate(self.offset(input)),
             Operation::FreeFrom => _ = heap.free_from(self.offset(input)),
             Operation::CopyIn => {
-                let (block, at, len) = (self.offset(input), input.half(), usize::from(input.half()) % COPY_MAX);
+                let (block, at, len) = self.stretch(input);
                 let byte = input.byte();
-                _ = heap.copy_in_at(block, usize::from(at), &[byte; COPY_MAX][..len]);
+                _ = heap.copy_in_at(block, at, &[byte; COPY_MAX][..len]);
             }
             Operation::CopyOut => {
-                let (block, at, len) = (self.offset(input), input.half(), usize::from(input.half()) % COPY_MAX);
-                _ = heap.copy_out_at(block, usize::from(at), &mut [0; COPY_MAX][..len]);
+                let (block, at, len) = self.stretch(input);
+                _ = heap.copy_out_at(block, at, &mut [0; COPY_MAX][..len]);
             }
             Operation::Resolve => {
                 let offset = self.offset(input);
@@ -196,12 +196,14 @@ impl<'a> Actor<'a> {
                 }
             }
             Operation::Info => {
-                let offset = self.offset(input);
-                if let Ok(info) = heap.info(offset) {
-                    self.check_info(&info);
-                }
-                if let Ok(usable) = heap.usable_size(offset) {
-                    self.check_reach(offset, usable as u64);
+                // All that are known are looked at: whose length is wrong, the input need not guess.
+                for offset in self.known.iter().copied().chain([self.offset(input)]) {
+                    if let Ok(info) = heap.info(offset) {
+                        self.check_info(&info);
+                    }
+                    if let Ok(usable) = heap.usable_size(offset) {
+                        self.check_reach(offset, usable as u64);
+                    }
                 }
             }
             Operation::LoadCell => _ = heap.load_cell(self.offset(input)),
@@ -250,6 +252,13 @@ impl<'a> Actor<'a> {
         let last = offset.get().checked_add(len.saturating_sub(1)).and_then(Offset::new);
         let reaches = last.is_some_and(|last| self.heap().resolve(last).is_ok());
         assert!(reaches && self.heap().resolve(offset).is_ok(), "{len} bytes at {offset} do not lie in the heap's pages");
+    }
+
+    /// Some bytes: a block, the distance from its start or from what is said to be its end, and a length.
+    fn stretch(&self, input: &mut Input<'_>) -> (Offset, usize, usize) {
+        let (block, at, len) = (self.offset(input), usize::from(input.half()), usize::from(input.half()) % COPY_MAX);
+        let from_end = || self.heap().usable_size(block).unwrap_or(0).saturating_sub(at & 0xff);
+        (block, if at < 1 << 15 { at } else { from_end() }, len)
     }
 
     /// A block that was handed out, a place some bytes behind one, or anything.

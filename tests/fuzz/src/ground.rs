@@ -71,8 +71,9 @@ impl Ground {
         let (start, end) = (template.layout().data_start as usize, template.layout().data_end as usize);
         self.put(0, &bytes[..start]);
         self.put(end, &bytes[end..]);
+        let pages = self.base.as_ptr().wrapping_add(start).cast();
         // SAFETY: G1: the pages lie in the mapping, which is anonymous and private: they read as zero afterwards.
-        let zeroed = unsafe { libc::madvise(self.base.as_ptr().add(start).cast(), end - start, libc::MADV_DONTNEED) };
+        let zeroed = unsafe { libc::madvise(pages, end - start, libc::MADV_DONTNEED) };
         assert!(zeroed == 0, "memory can be given back");
     }
 
