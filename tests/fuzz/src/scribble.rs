@@ -1,4 +1,5 @@
-//! Target `scribble`: a valid region is used, and between operations some of its bytes change, as if a peer scribbled on them.
+//! Target `scribble`: a valid region is used, and between operations some of its bytes change, as if a peer scribbled on
+//! them.
 //!
 //! | byte of the input | |
 //! |---|---|

@@ -24,7 +24,8 @@ impl Template {
         Self { layout, bytes }
     }
 
-    /// A small heap whose users have left in good order: slabs of several classes, all orphans, a large block, a cell, roots.
+    /// A small heap whose users have left in good order: slabs of several classes, all orphans, a large block, a cell,
+    /// roots.
     pub fn left() -> Self {
         let (ground, heap) = new_ground(SMALL);
         furnish(&heap);
