@@ -57,6 +57,8 @@ fn words(tables: &Tables) -> [&AtomicU64; 1 + 2 * RANGES_MAX] {
 /// the entries follows them.
 pub(crate) fn set(tables: &Tables, _locked: &Locked, ranges: &[Range]) -> Result<()> {
     debug_assert!((1..=RANGES_MAX).contains(&ranges.len()), "a record has one or two ranges");
+    // What cannot be applied is not armed: it would stay so for ever.
+    ranges.iter().try_for_each(|range| check(tables, range))?;
     let [armed, first_range, first_entry, second_range, second_entry] = words(tables);
     let slots = [(first_range, first_entry), (second_range, second_entry)];
     for (range, (range_word, entry_word)) in ranges.iter().zip(slots) {
@@ -106,11 +108,17 @@ pub(crate) fn is_armed(tables: &Tables) -> bool {
     armed.load(Ordering::Acquire) != 0
 }
 
-fn apply(tables: &Tables, range: &Range) -> Result<()> {
+/// All pages of the range are in use so far.
+fn check(tables: &Tables, range: &Range) -> Result<()> {
     let end = u64::from(range.first.get()) + u64::from(range.count.get());
     if end > u64::from(tables.pages_high()) {
         return Err(Corruption::new("the journal names pages that are not in use", superblock::JOURNAL).into());
     }
+    Ok(())
+}
+
+fn apply(tables: &Tables, range: &Range) -> Result<()> {
+    check(tables, range)?;
     for distance in 0..range.count.get() {
         let page = tables.page_from_region(range.first.get() + distance, superblock::JOURNAL)?;
         tables.entry_word(page).store(range.entry.at(distance, range.count).0, Ordering::Release);

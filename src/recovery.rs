@@ -283,8 +283,9 @@ fn settle_intent(ward: Ward<'_>, locked: &Locked, lane: LaneId, lists_are_sound:
     let tables = ward.tables;
     let Some(record) = tables.lane(lane) else { return Ok(()) };
     let Some(Intent { kind, cell, block }) = record.intent() else { return Ok(()) };
-    if cell % 8 != 0 || cell >= tables.region.len() {
-        return Err(Corruption::new("an intent names a cell outside the region", record.at()).into());
+    // Cells stand in lane records, in root records, and in blocks.
+    if cell % 8 != 0 || !(superblock::LEN..tables.geometry.data_end()).contains(&cell) {
+        return Err(Corruption::new("an intent names what cannot be a cell", record.at()).into());
     }
     let cell_word = tables.region.word(cell);
     let published = cell_word.load(Ordering::Acquire) == block;

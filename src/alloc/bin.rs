@@ -201,9 +201,7 @@ impl Bins {
         let lane = self.lane();
         let head = self.kept.take_slab(tables, class, info.pages, lane)?;
         let slab = head.map(|head| Slab { head, class, info, lane });
-        if let Some(slab) = &slab {
-            self.notes.add(tables, slab);
-        }
+        slab.as_ref().map_or(Ok(()), |slab| self.notes.add(tables, slab))?;
         Ok(slab)
     }
 
@@ -217,9 +215,10 @@ impl Bins {
     }
 
     /// Takes a slab that has just become this lane's, or was [`Freed::Emptied`], into the list where it belongs.
-    pub(crate) fn own(&self, tables: &Tables, slab: &Slab<'_>) {
-        self.notes.add(tables, slab);
+    pub(crate) fn own(&self, tables: &Tables, slab: &Slab<'_>) -> Result<()> {
+        self.notes.add(tables, slab)?;
         self.enlist(tables, slab);
+        Ok(())
     }
 
     /// Puts a slab that stands in no list into the one where it belongs.
@@ -388,8 +387,13 @@ impl Bins {
         self.notes.push_back(&bin.room, Kind::Room, slab);
     }
 
-    /// Frees a block of a slab of this lane.
+    /// Frees a block of a slab of this lane, as its entries say. If the notes say otherwise, somebody has scribbled on them.
     pub(crate) fn free(&self, tables: &Tables, slab: &Slab<'_>, bit: BlockBit) -> Result<Freed, Error> {
+        if !self.notes.tell_of(slab) {
+            return Err(
+                Corruption::new("a page entry names a slab that its lane has not", tables.entry_at(slab.head)).into()
+            );
+        }
         slab.free_own(tables, bit)?;
         if self.notes.kind(slab.head) == Kind::Full {
             self.has_room_again(slab);
@@ -426,7 +430,7 @@ impl Bins {
         if let Some(current) = self.slab(tables, slab.class, slab.info, self.bin(slab.class).current.get())? {
             self.retire(tables, &current);
         }
-        self.notes.add(tables, slab);
+        self.notes.add(tables, slab)?;
         Ok(self.begin(tables, slab))
     }
 

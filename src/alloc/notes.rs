@@ -20,7 +20,7 @@
 use std::cell::Cell;
 
 use super::Slab;
-use crate::error::Result;
+use crate::error::{Corruption, Result};
 use crate::format::{ClassIndex, PageIndex, Tables};
 use crate::sys::lines::{Line, Lines};
 
@@ -97,18 +97,23 @@ impl Notes {
     #[inline]
     pub(crate) fn slab_around(&self, tables: &Tables, offset: u64) -> Option<(u32, ClassIndex, Kind)> {
         let [_, inverse, _, _, about, ..] = self.lines.get((offset >> tables.geometry.page_shift) as usize)?;
-        let (head, class) = ((about.get() >> HEAD_SHIFT) as u32, ClassIndex((about.get() >> 8) as u8));
+        let (head, class) = (head_of(about.get()), class_of(about.get()));
         let [_, _, _, _, of_head, ..] = self.of_page(head)?;
         (inverse.get() != 0).then(|| (head, class, kind_of(of_head.get())))
     }
 
-    /// Writes open notes for a slab that has become the lane's.
-    pub(crate) fn add(&self, tables: &Tables, slab: &Slab<'_>) {
+    /// Writes open notes for a slab that has become the lane's. An error, and nothing is written, if the lane has notes of
+    /// its pages already: a slab that was in two lists would make circles of them.
+    pub(crate) fn add(&self, tables: &Tables, slab: &Slab<'_>) -> Result<(), Corruption> {
         let head = slab.head.get();
+        let is_noted = |page| self.of_page(page).is_none_or(|[_, inverse, ..]| inverse.get() != 0);
+        if (head..head + slab.info.pages).any(is_noted) {
+            return Err(Corruption::new("a page belongs to two slabs of one lane", tables.entry_at(slab.head)));
+        }
         let twist = slab.info.size.trailing_zeros();
         let about = u64::from(twist) | u64::from(slab.class.0) << 8 | u64::from(head) << HEAD_SHIFT;
         for page in head..head + slab.info.pages {
-            let Some([start, inverse, first_pair, open, word, links, ..]) = self.of_page(page) else { return };
+            let Some([start, inverse, first_pair, open, word, links, ..]) = self.of_page(page) else { break };
             start.set(tables.page_start(slab.head));
             inverse.set(slab.info.inverse);
             first_pair.set(slab.first_pair(tables));
@@ -116,6 +121,15 @@ impl Notes {
             word.set(about);
             links.set(0);
         }
+        Ok(())
+    }
+
+    /// True if there are notes of this very slab.
+    pub(crate) fn tell_of(&self, slab: &Slab<'_>) -> bool {
+        let expected = (slab.head.get(), slab.class);
+        self.line(slab.head.link()).is_some_and(|[_, inverse, _, _, about, ..]| {
+            inverse.get() != 0 && (head_of(about.get()), class_of(about.get())) == expected
+        })
     }
 
     /// Removes the notes of a slab that stands in no list.
@@ -201,6 +215,16 @@ impl Notes {
     pub(crate) fn first(&self, ends: &Ends) -> u32 {
         ends.first.get()
     }
+}
+
+#[inline]
+fn head_of(about: u64) -> u32 {
+    (about >> HEAD_SHIFT) as u32
+}
+
+#[inline]
+fn class_of(about: u64) -> ClassIndex {
+    ClassIndex((about >> 8) as u8)
 }
 
 fn code_of(kind: Kind) -> u64 {

@@ -5,7 +5,7 @@
 
 use super::slab::{BlockBit, Slab, slab_of};
 use super::{Class, Classes, list, span};
-use crate::error::Result;
+use crate::error::{Corruption, Result};
 use crate::format::{ClassIndex, LaneId, PageEntry, PageIndex, PageState, SHARED_LANE, Tables};
 use crate::journal::Locked;
 use std::sync::atomic::Ordering;
@@ -57,7 +57,7 @@ pub(crate) fn with_room<'a>(
         entry.state() == Some(PageState::Slab) && slab.head == head && slab.class == class && slab.lane == SHARED_LANE;
     if !sound {
         let what = "the list of orphans leads to a page that is no orphan of its class";
-        return Err(crate::error::Corruption::new(what, tables.entry_at(head)).into());
+        return Err(Corruption::new(what, tables.entry_at(head)).into());
     }
     Ok(Some(slab))
 }
@@ -96,12 +96,15 @@ pub(crate) fn allocate(
             slab
         }
     };
-    let at = slab.words_at(tables, 0);
-    let word = slab.word_with_room(tables, 0);
-    let word = word.ok_or_else(|| crate::error::Corruption::new("an orphan in the list of those with room has none", at))?;
+    let none = || Corruption::new("an orphan in the list of those with room has none", slab.words_at(tables, 0));
+    let word = slab.word_with_room(tables, 0).ok_or_else(none)?;
     let free = slab.free_word(tables, word);
     let before = free.load(Ordering::Acquire);
+    // Nobody else writes an orphan's free bits by the rules; one who breaks them may have taken the block meanwhile.
     let index = (before & slab.info.mask(word)).trailing_zeros();
+    if index >= u64::BITS {
+        return Err(none().into());
+    }
     let block = slab.block_at(tables, word * 64 + index);
     before_commit(block);
     free.store(before & !(1 << index), Ordering::Release); // COMMIT

@@ -32,8 +32,7 @@ impl Bins {
                 if slab.is_wholly_free(tables) {
                     return give_back(slab);
                 }
-                self.own(tables, slab);
-                Ok(())
+                Ok(self.own(tables, slab)?)
             })?;
         }
         Ok(())
@@ -79,7 +78,8 @@ impl Bins {
             self.notes.remove(slab);
             match done {
                 Ok(()) => done = f(slab),
-                Err(_) => self.own(tables, slab),
+                // Its notes have just been removed, so that there is room for them.
+                Err(_) => _ = self.own(tables, slab),
             }
         }
         done

@@ -126,13 +126,17 @@ impl Classes {
         for (index, class) in (0..header.classes.min(CLASSES_MAX)).zip(&mut table) {
             *class = Class::new(size_of_class(index), header);
         }
-        let mut small = [0; SMALL_MAX as usize / 16 + 1];
         let count = header.classes.min(CLASSES_MAX);
-        for (step, class) in (1u64..).zip(small.iter_mut().skip(1)) {
-            let index = smallest(step * 16);
-            *class = if index < count { index as u8 } else { NO_CLASS };
+        let mut small = [NO_CLASS; SMALL_MAX as usize / 16 + 1];
+        // Each class serves the sizes from the one below it up to its own; attaching is quicker than size by size.
+        let mut rest = small.get_mut(1..).unwrap_or_default();
+        let mut below = 0;
+        for index in 0..count {
+            let size = size_of_class(index).min(SMALL_MAX);
+            let (own, above) = rest.split_at_mut(((size - below) / 16) as usize);
+            own.fill(index as u8);
+            (rest, below) = (above, size);
         }
-        small[0] = NO_CLASS;
         Self { table, small, count }
     }
 

@@ -83,6 +83,9 @@ pub(crate) fn slab_of<'a>(
     let info = classes.get(entry.class()).ok_or_else(|| corrupt("a page entry names a size class that the heap has not"))?;
     let head = Tables::page_before(page, entry.number()).filter(|_| entry.number() < info.pages);
     let head = head.ok_or_else(|| corrupt("a page entry lies further from its slab's start than the slab is long"))?;
+    if u64::from(head.get()) + u64::from(info.pages) > u64::from(tables.geometry.pages) {
+        return Err(corrupt("a slab reaches beyond the heap's last page"));
+    }
     Ok(Slab { head, class: entry.class(), info, lane: entry.lane() })
 }
 

@@ -84,6 +84,7 @@ fn take(
 /// True if `count` pages can be taken without memory that was never used, or was given back.
 pub(crate) fn is_at_hand(tables: &Tables, _locked: &Locked, count: PageCount) -> Result<bool> {
     let Some(first) = summary::find(tables, count.get(), tables.pages_high())? else { return Ok(false) };
+    check_free(tables, first, count)?;
     let mut missing = false;
     for_words(first, count.get(), |word, mask| {
         missing |= tables.reserved_word(word).load(Ordering::Relaxed) & mask != mask;
@@ -167,7 +168,23 @@ fn find(tables: &Tables, locked: &Locked, count: PageCount) -> Result<PageIndex>
             start
         }
     };
+    check_free(tables, found, count)?;
     Ok(tables.page_from_region(found, superblock::PAGES_HIGH)?)
+}
+
+/// The entries of a run that was found by what is derived from them say that it is free: else a summary or an in-use bit
+/// that somebody has scribbled on would lead into a living block.
+fn check_free(tables: &Tables, first: u32, count: PageCount) -> Result<()> {
+    let end = u64::from(first) + u64::from(count.get());
+    let beyond = || Corruption::new("C5: a summary promises free pages beyond those in use", superblock::PAGES_HIGH);
+    let end = u32::try_from(end).ok().filter(|end| *end <= tables.pages_high()).ok_or_else(beyond)?;
+    for number in first..end {
+        let page = tables.page_from_region(number, superblock::PAGES_HIGH)?;
+        if tables.entry(page) != PageEntry::FREE {
+            return Err(Corruption::new("C4: a page is in use that is said to be free", tables.entry_at(page)).into());
+        }
+    }
+    Ok(())
 }
 
 /// The error for a request of `requested` bytes that found no room.

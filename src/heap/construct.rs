@@ -124,7 +124,7 @@ impl Attachment {
             Some(found) if found.state == RootState::Live => self.remove_found(&lock, &found),
             Some(_) => {
                 recovery::dead_lanes(self.ward(), &lock, &[])?;
-                return Ok(Turn::Wait);
+                return self.expect_constructor(key);
             }
             None => {}
         }
@@ -142,6 +142,20 @@ impl Attachment {
                 Err(error)
             }
         }
+    }
+
+    /// A root under construction is waited for, if there is somebody who can end it: the dead have just been seen to, so
+    /// that whoever constructs has claimed a lane. Under the lock.
+    fn expect_constructor(&self, key: &RootName) -> Result<Turn> {
+        if let Some(found) = self.find_root(key)?.filter(|found| found.state == RootState::Constructing) {
+            let lane = u16::try_from(found.record.lane().load(Ordering::Relaxed)).map(LaneId::new);
+            let record = lane.ok().and_then(|lane| self.tables.lane(lane));
+            if !record.is_some_and(|record| record.is_claimed()) {
+                let what = "C13: a root's constructor belongs to a lane that nobody claims";
+                return Err(Corruption::new(what, found.record.at()).into());
+            }
+        }
+        Ok(Turn::Wait)
     }
 
     /// Makes the root live, or frees its block and removes it.

@@ -316,6 +316,10 @@ impl Heap {
             }
             _ => (1, Span::Free),
         };
+        // The mark is read after the entry: it rises before a span is longer.
+        if u64::from(number).saturating_add(u64::from(pages)) > u64::from(tables.pages_high()) {
+            return Err(Corruption::new("C3: a span reaches beyond the pages in use", tables.entry_at(page)).into());
+        }
         Ok(Some((page, pages, span)))
     }
 }

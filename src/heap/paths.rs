@@ -287,10 +287,7 @@ impl Attachment {
     pub(super) fn give_back_emptied(&self, seat: &LaneSeat, slab: &Slab<'_>) -> Result<()> {
         match self.lock(slab.lane) {
             Ok(lock) => self.free_span_of(&lock, slab),
-            Err(_) => {
-                seat.bins.own(&self.tables, slab);
-                Ok(())
-            }
+            Err(_) => Ok(seat.bins.own(&self.tables, slab)?),
         }
     }
 
@@ -323,7 +320,7 @@ impl Attachment {
             Located::Block { slab, bit } if slab.lane == SHARED_LANE => match caller {
                 Caller::Lane(seat) => {
                     orphan::adopt(tables, locked, &slab, seat.bins.lane())?;
-                    seat.bins.own(tables, &Slab { lane: seat.bins.lane(), ..slab });
+                    seat.bins.own(tables, &Slab { lane: seat.bins.lane(), ..slab })?;
                     Ok(false)
                 }
                 Caller::Shared { .. } => orphan::free(tables, locked, &slab, bit).map(|()| true),

@@ -1,5 +1,6 @@
 //! Time, identity and chance: what a header or a lane record says of the world outside.
 
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970, for people to read; nothing is ever decided by it.
@@ -16,8 +17,13 @@ pub(crate) fn thread_id() -> u32 {
     u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0)
 }
 
-/// This boot's id, as two words; zeros where the kernel does not tell.
+/// This boot's id, as two words; zeros where the kernel does not tell. A process sees one boot: it asks once.
 pub(crate) fn boot_id() -> [u64; 2] {
+    static BOOT: OnceLock<[u64; 2]> = OnceLock::new();
+    *BOOT.get_or_init(read_boot_id)
+}
+
+fn read_boot_id() -> [u64; 2] {
     if cfg!(miri) {
         return [0, 0];
     }

@@ -216,9 +216,13 @@ impl LocalTokens {
 
 impl Liveness for LocalTokens {
     fn take(&self, lane: u32) -> Result<bool> {
+        // As with a file's tokens, a lane that the heap has not is nobody's to take.
+        if !self.own.insert(lane) {
+            return Ok(false);
+        }
         let taken = local().insert((self.base, lane));
-        if taken {
-            self.own.insert(lane);
+        if !taken {
+            self.own.remove(lane);
         }
         Ok(taken)
     }

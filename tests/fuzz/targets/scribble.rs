@@ -1,0 +1,5 @@
+//! The fuzzer's way into `hostile::scribble`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hostile::scribble(data));
