@@ -18,6 +18,7 @@
 //! | C14 | the lock word names a lane that exists, or none |
 //! | C15 | a move belongs to a claimed lane |
 //! | C16 | a kept span belongs to a claimed lane, and holds no block (K1) |
+//! | C17 | all gates are open, but for those of a heap that is marked as clean (G2) |
 //!
 //! C1 to C3, C7, C12 and C14 hold at every moment. The others hold whenever the heap lock is free, so whoever checks them
 //! holds it; one who may not write checks them, and looks again if something changed meanwhile (`heap::inspect`).
@@ -141,6 +142,9 @@ fn check_superblock(tables: &Tables, findings: &mut Findings) -> Flow<bool> {
         // The shared lane's may end between the two looks.
         if record.is_moving() && !record.is_claimed() && record.is_moving() {
             findings.note("C15: a move belongs to a lane that nobody claims", record.at())?;
+        }
+        if record.gate().is_shut() && tables.superblock(superblock::CLEAN).load(Ordering::Acquire) == 0 {
+            findings.note("C17: a gate is shut, and nobody freezes the heap", record.at())?;
         }
     }
     let lock = tables.lock().load(Ordering::Acquire);

@@ -10,7 +10,7 @@ use super::attachment::Attachment;
 use super::lock::{HeapLock, TURNS_MAX};
 use super::paths::TRIES;
 use crate::alloc::{Bins, orphan};
-use crate::error::{Error, Result};
+use crate::error::{Corruption, Error, Result};
 use crate::format::{LaneId, LaneRecord, SHARED_LANE};
 use crate::recovery;
 use crate::sys::clock;
@@ -231,6 +231,17 @@ impl Attachment {
         Ok(())
     }
 
+    /// Waits until the gate of the calling thread's lane is open again.
+    fn wait_at_gate(&self, lane: LaneId) -> Result<()> {
+        let lock = self.lock(lane)?;
+        let shut = self.tables.lane(lane).filter(|record| record.gate().is_shut());
+        drop(lock);
+        match shut {
+            Some(record) => Err(Corruption::new("C17: a gate is shut, and nobody freezes the heap", record.at()).into()),
+            None => Ok(()),
+        }
+    }
+
     /// Leaves a thread's lane in good order: its slabs become orphans or free pages, its record is freed, then its token.
     fn leave(&self, seat: &LaneSeat) {
         let lane = seat.bins.lane();
@@ -276,7 +287,7 @@ impl Heap {
                 return result.unwrap_or(Err(Error::Severed));
             }
             // The gate is shut, or the thread has no lane. Who shut it holds the heap lock (G2 of `sys::gate`).
-            match attachment.key.with(|seat| attachment.lock(seat.bins.lane()).map(drop)) {
+            match attachment.key.with(|seat| attachment.wait_at_gate(seat.bins.lane())) {
                 Some(waited) => waited?,
                 None => break,
             }

@@ -198,7 +198,7 @@ pub(super) fn mend_lanes(patient: Patient<'_>, report: &mut RepairReport) {
         }
         if record.gate().is_shut() {
             record.gate().open();
-            report.note("G2: a lane's gate is shut, and nobody freezes the heap", record.at(), Remedy::Reset);
+            report.note("C17: a gate is shut, and nobody freezes the heap", record.at(), Remedy::Reset);
         }
         if !record.is_claimed() && record.gate().is_busy() {
             record.gate().leave();

@@ -90,6 +90,11 @@ pub(crate) fn repair(patient: Patient<'_>) -> Result<RepairReport> {
     let locked = Locked::assume();
     let mut report = RepairReport::default();
     tables.region.back(0, tables.geometry.roots_at)?;
+    if tables.superblock(superblock::CLEAN).swap(0, Ordering::AcqRel) != 0 {
+        // As whoever takes the lock does: what is on the disk is in use from now on.
+        tables.region.sync(0, superblock::LEN)?;
+        recovery::open_gates(tables, &locked);
+    }
     marks::mend_pages_high(patient, &mut report)?;
     marks::clear_bits_above(patient, &mut report)?;
     let interrupted = marks::mark_as_held(patient, &locked, &mut report);

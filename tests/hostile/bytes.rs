@@ -45,7 +45,7 @@ const BEFORE: [(Operation, &[u8]); 9] = [
 ];
 
 /// Every operation, after the byte has changed.
-const AFTER: [(Operation, &[u8]); 59] = [
+const AFTER: [(Operation, &[u8]); 63] = [
     (Operation::Allocate, &[16, 0]),
     (Operation::Allocate, &[90, 0]),
     (Operation::Deallocate, &[9]),
@@ -78,6 +78,9 @@ const AFTER: [(Operation, &[u8]); 59] = [
     (Operation::Lanes, &[]),
     (Operation::DumpStats, &[]),
     (Operation::Validate, &[]),
+    (Operation::Findings, &[]),
+    (Operation::Save, &[]),
+    (Operation::Freeze, &[]),
     (Operation::Allocate, &[0x80, 0x93]),
     (Operation::Reallocate, &[1, 0x80, 0x8f]),
     (Operation::Reallocate, &[5, 0x20, 0x88]),
@@ -106,6 +109,7 @@ const AFTER: [(Operation, &[u8]); 59] = [
     (Operation::Allocate, &[100, 0]),
     (Operation::Deallocate, &[4]),
     (Operation::Stats, &[]),
+    (Operation::Repair, &[]),
 ];
 
 /// The regions, and which cases there are.

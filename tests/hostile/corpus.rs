@@ -34,3 +34,8 @@ fn the_inputs_of_region_come_to_an_end() {
 fn the_inputs_of_scribble_come_to_an_end() {
     replay("scribble", targets::scribble);
 }
+
+#[test]
+fn the_inputs_of_image_come_to_an_end() {
+    replay("image", targets::image);
+}

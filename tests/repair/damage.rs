@@ -275,7 +275,7 @@ fn a_move_of_a_lane_that_nobody_claims_is_dropped() {
 fn a_gate_that_nobody_shut_is_opened() {
     let region = Region::new(false);
     let at = Places::lane(2);
-    expect(&region, &[(at + 0xc8, 1)], "", &[("G2", at, Remedy::Reset)]);
+    expect(&region, &[(at + 0xc8, 1)], "C17", &[("C17", at, Remedy::Reset)]);
     expect(&region, &[(at + 0xc0, 1)], "", &[("a lane is busy", at, Remedy::Reset)]);
 }
 

@@ -136,10 +136,11 @@ impl Stage {
     /// has freed the old one already, and holds the lock and the hold on merging.
     pub(crate) fn die_in_a_move(&mut self) {
         let old = self.first();
-        self.fill_and_die(&[2000]);
-        let new = *self.blocks.last().expect("the dead one's block");
+        // Before anybody dies: a thread that claims a lane buries the dead.
         let other = self.heap().clone();
         std::thread::spawn(move || other.deallocate(old)).join().expect("the thread ends").expect("live");
+        self.fill_and_die(&[2000]);
+        let new = *self.blocks.last().expect("the dead one's block");
         let dead = self.dead_lane();
         let record = LANES_AT + LANE_RECORD_LEN * u64::from(dead);
         self.write_word(record + MOVE_AT + 8, new.get());

@@ -47,11 +47,20 @@ pub enum Operation {
     Switch,
     /// All handles are dropped, and the heap is attached anew.
     Reopen,
+    Freeze,
+    Findings,
+    /// Into a file that cannot be made: all that is read of the heap is read.
+    Save,
+    /// All handles are dropped, the heap is repaired, and attached anew.
+    Repair,
 }
 
 impl Operation {
+    /// How many there were when the first inputs were kept: which byte means which of them stays as it was.
+    const FIRST: usize = 27;
+
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::Allocate,
         Self::AllocateAligned,
         Self::AllocateZeroed,
@@ -79,6 +88,10 @@ impl Operation {
         Self::Trim,
         Self::Switch,
         Self::Reopen,
+        Self::Freeze,
+        Self::Findings,
+        Self::Save,
+        Self::Repair,
     ];
 
     /// The operation that a byte names; the frequent ones have several.
@@ -91,8 +104,12 @@ impl Operation {
             Operation::Allocate,
             Operation::Deallocate,
         ];
-        let all = Self::ALL.iter().chain(&FREQUENT);
-        all.copied().nth(usize::from(byte) % (Self::ALL.len() + FREQUENT.len())).unwrap_or(Self::Validate)
+        let (first, later) = Self::ALL.split_at(Self::FIRST);
+        if byte >= 0xf0 {
+            return later[usize::from(byte) % later.len()];
+        }
+        let first = first.iter().chain(&FREQUENT);
+        first.copied().nth(usize::from(byte) % (Self::FIRST + FREQUENT.len())).unwrap_or(Self::Validate)
     }
 }
 
@@ -169,6 +186,14 @@ impl<'a> Actor<'a> {
                 let Ok(reopened) = self.ground.open() else { return false };
                 self.heap = Some(reopened);
             }
+            Operation::Repair => {
+                (self.heap, self.other) = (None, None);
+                // What cannot be repaired is told. A report that can be told is all that is asked here.
+                let report = Heap::options().lock_timeout(super::LOCK_TIMEOUT).repair_in(self.ground.memory());
+                report.map_or_else(|error| error.to_string(), |report| report.to_string());
+                let Ok(reopened) = self.ground.open() else { return false };
+                self.heap = Some(reopened);
+            }
             _ => self.look_or_free(operation, input),
         }
         true
@@ -226,6 +251,14 @@ impl<'a> Actor<'a> {
                     write!(text, "{error}").expect("an error can be told");
                 }
             }
+            Operation::Freeze => {
+                if let Ok(frozen) = heap.freeze() {
+                    heap.blocks().for_each(|info| self.check_info(&info));
+                    drop(frozen);
+                }
+            }
+            Operation::Findings => _ = heap.findings(),
+            Operation::Save => _ = heap.save("/dev/null/nowhere"),
             Operation::Recover => _ = heap.recover(),
             _ => _ = heap.trim(),
         }

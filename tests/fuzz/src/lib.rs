@@ -9,7 +9,7 @@
 //! | actor | `actor.rs` | who performs operations on a heap, and checks what they hand out |
 //! | template | `template.rs` | valid regions with live contents |
 //! | scribble | `scribbles.rs` | a change of some bytes of a region |
-//! | targets | `region.rs`, `scribble.rs` | what the fuzzer runs |
+//! | targets | `region.rs`, `scribble.rs`, `image.rs` | what the fuzzer runs |
 //!
 //! A target fails by a panic, by a signal (an access outside of the ground meets a guard, and the fuzzer's build watches all
 //! other memory), or by not returning. What a call answers does not matter, as long as what it hands out lies in the
@@ -19,6 +19,7 @@
 
 mod actor;
 mod ground;
+mod image;
 mod input;
 mod layout;
 mod region;
@@ -28,6 +29,7 @@ mod template;
 
 pub use actor::{Actor, Operation};
 pub use ground::Ground;
+pub use image::image;
 pub use input::Input;
 pub use layout::Layout;
 pub use region::region;
