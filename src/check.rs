@@ -347,16 +347,18 @@ pub(crate) fn check_orphan_lists(
 
 fn check_roots(tables: &Tables, findings: &mut Findings) -> Flow {
     let mut names = BTreeSet::new();
+    let is_gap = |slot: &u32| tables.root(*slot).is_none_or(|record| record.state() == Some(RootState::Empty));
+    let gaps: Vec<u32> = (0..tables.geometry.root_slots).filter(is_gap).collect();
     for slot in 0..tables.geometry.root_slots {
-        if let Err(found) = check_root(tables, slot, &mut names) {
+        if let Err(found) = check_root(tables, slot, &gaps, &mut names) {
             findings.add(found)?;
         }
     }
     Flow::Continue(())
 }
 
-/// Checks one root, given the names of those before it, and adds its own.
-pub(crate) fn check_root(tables: &Tables, slot: u32, names: &mut BTreeSet<String>) -> Result<(), Corruption> {
+/// Checks one root, given the slots at which searches end, and the names of the roots before it, to which it adds its own.
+fn check_root(tables: &Tables, slot: u32, gaps: &[u32], names: &mut BTreeSet<String>) -> Result<(), Corruption> {
     let slots = tables.geometry.root_slots;
     let Some(record) = tables.root(slot) else { return Ok(()) };
     let Some((state, name, offset)) = record.snapshot() else { return Ok(()) };
@@ -386,9 +388,9 @@ pub(crate) fn check_root(tables: &Tables, slot: u32, names: &mut BTreeSet<String
         return broken("C12: two roots have the same name");
     }
     let start = name.hash() % slots;
-    let distance = (slot + slots - start) % slots;
-    let is_gap = |slot: u32| tables.root(slot).is_none_or(|record| record.state() == Some(RootState::Empty));
-    if (0..distance).any(|step| is_gap((start + step) % slots)) {
+    // A search may go round the end of the table.
+    let gap_in = |from: u32, to: u32| gaps.get(gaps.partition_point(|gap| *gap < from)).is_some_and(|gap| *gap < to);
+    if if start <= slot { gap_in(start, slot) } else { gap_in(start, slots) || gap_in(0, slot) } {
         return broken("C12: a root stands behind a gap where no search finds it");
     }
     Ok(())

@@ -136,8 +136,8 @@ impl Attachment {
         if freezer != 0 && freezer == thread_number() { Err(Error::Frozen) } else { Ok(()) }
     }
 
-    /// Shuts all gates, and waits until everybody is outside. Where nobody else has a lane, there is nobody to wait for: lanes
-    /// are claimed under the lock.
+    /// Shuts all gates, and waits until everybody is outside. Where nobody else has a lane, there is nobody to wait for:
+    /// lanes are claimed under the lock.
     fn shut_gates(&self, lock: &HeapLock<'_>) -> Result<()> {
         let lanes = || self.tables.header.lane_ids().filter_map(|lane| Some((lane, self.tables.lane(lane)?)));
         lanes().for_each(|(_, record)| record.gate().shut());

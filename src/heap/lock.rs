@@ -89,6 +89,11 @@ impl World for Waiter<'_> {
         since.elapsed() >= timeout || self.waited() >= timeout.saturating_mul(TURNS_MAX)
     }
 
+    fn gives_up(&self) -> bool {
+        self.started.set(self.started.get().or_else(|| Some(Instant::now())));
+        self.waited() >= self.attachment.lock_timeout.saturating_mul(TURNS_MAX)
+    }
+
     fn spins(&self) -> u32 {
         SPINS
     }

@@ -304,8 +304,8 @@ impl Region {
         Ok(())
     }
 
-    /// As [`Self::reserve`], without entering the memory into this process's page table, for which it would have to be zeroed:
-    /// for what is not needed now, or is going to be written as a whole.
+    /// As [`Self::reserve`], without entering the memory into this process's page table, for which it would have to be
+    /// zeroed: for what is not needed now, or is going to be written as a whole.
     pub(crate) fn back(&self, at: u64, len: u64) -> Result<()> {
         let Some(object) = &self.object else { return Ok(()) };
         let (start, end) = self.outward(at, len);

@@ -29,6 +29,10 @@ pub(crate) const WAITERS: u32 = 1 << 31;
 /// apart; when all fail, the next slice tries again.
 const TAKE_OVER_TRIES: u32 = 16;
 
+/// After so many rounds a waiter looks how long it has waited in all. Where the word is changed by those who keep the rules,
+/// somebody gets the lock meanwhile.
+const ROUNDS_PER_LOOK: u32 = 1024;
+
 /// The word itself. Implemented for `AtomicU32`, and by the model for loom's.
 pub(crate) trait Word {
     /// The value now.
@@ -51,6 +55,8 @@ pub(crate) trait World {
     fn give_back(&self, lane: u32);
     /// True once `holder` has kept the caller waiting for longer than it is willing to.
     fn expired(&self, holder: u32) -> bool;
+    /// True once the caller has waited for longer than it is willing to in all, whoever it was that it waited for.
+    fn gives_up(&self) -> bool;
     /// How often a waiter looks at the word before it goes to sleep.
     fn spins(&self) -> u32;
     /// One short pause of the processor.
@@ -79,8 +85,13 @@ pub(crate) fn acquire(word: &impl Word, world: &impl World, me: u32) -> Result<T
     let mine = me.wrapping_add(1);
     let mut slept = 0;
     let mut spins = 0;
+    let mut rounds = 0u32;
     loop {
         let now = word.load();
+        rounds = rounds.wrapping_add(1);
+        if rounds.is_multiple_of(ROUNDS_PER_LOOK) && world.gives_up() {
+            return Err(holder(now).unwrap_or(me));
+        }
         let Some(other) = holder(now) else {
             // Whoever has slept may have left others asleep behind it: it keeps the bit, at the price of one idle wake.
             if word.swap_if(now, mine | now & WAITERS | slept) {

@@ -301,6 +301,10 @@ impl World for Process {
         self.slices_left.get() == 0
     }
 
+    fn gives_up(&self) -> bool {
+        false
+    }
+
     fn spins(&self) -> u32 {
         0
     }

@@ -1,7 +1,8 @@
 //! Runs the targets over random changes of the committed inputs, without asking what they reach: five times as many in the
 //! same time as a fuzzer that does, for the breadth that is left when it finds nothing new.
 //!
-//! `blind SECONDS SEED`: the last line is `blind executions N`. An input that fails is in the file that the first line names.
+//! `blind SECONDS SEED`: the last line is `blind executions N`. An input that fails is in the file that the first line
+//! names.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
