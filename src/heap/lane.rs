@@ -224,8 +224,9 @@ impl Attachment {
             record.hints().store(0, Ordering::Relaxed);
             record.move_old().store(0, Ordering::Relaxed);
             record.move_new().store(0, Ordering::Relaxed);
-            // A predecessor may have died inside.
+            // A predecessor may have died inside; and who holds the lock knows that nobody else can have shut the gate (G2).
             record.gate().leave();
+            record.gate().open();
             record.claimed().store(1, Ordering::Release); // COMMIT
         }
         Ok(())
