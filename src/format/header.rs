@@ -71,7 +71,7 @@ impl Header {
     }
 
     /// The lanes of attached threads.
-    pub(crate) fn lane_ids(&self) -> impl Iterator<Item = LaneId> + use<> {
+    pub(crate) fn lane_ids(&self) -> impl Iterator<Item = LaneId> + Clone + use<> {
         (1..=self.lanes.min(LANES_MAX) as u16).map(LaneId::new)
     }
 

@@ -15,7 +15,7 @@ use super::lane::{SharedPass, thread_number};
 use super::lock::HeapLock;
 use super::snapshot::Snapshot;
 use crate::error::{Error, Result};
-use crate::format::{LaneId, LaneRecord};
+use crate::format::LaneId;
 use crate::recovery;
 use crate::sys::gate;
 
@@ -139,25 +139,20 @@ impl Attachment {
     /// Shuts all gates, and waits until everybody is outside. Where nobody else has a lane, there is nobody to wait for:
     /// lanes are claimed under the lock.
     fn shut_gates(&self, lock: &HeapLock<'_>) -> Result<()> {
-        let lanes = || self.tables.header.lane_ids().filter_map(|lane| Some((lane, self.tables.lane(lane)?)));
-        lanes().for_each(|(_, record)| record.gate().shut());
         let own = self.key.with(|seat| seat.bins.lane());
-        let others = || lanes().filter(|(lane, record)| record.is_claimed() && Some(*lane) != own);
-        if others().next().is_none() {
-            return Ok(());
-        }
-        gate::heavy_fence()?;
+        let is_claimed = |lane: &LaneId| self.tables.lane(*lane).is_some_and(|record| record.is_claimed());
+        let is_alone = !self.tables.header.lane_ids().any(|lane| Some(lane) != own && is_claimed(&lane));
+        let gates = self.tables.header.lane_ids().filter_map(|lane| {
+            let (busy, stop) = self.tables.lane(lane)?.gate().words();
+            Some((lane, busy, stop))
+        });
         let started = Instant::now();
-        for (lane, record) in others() {
-            while record.gate().is_busy() {
-                self.wait_for(lock, lane, record, started)?;
-            }
-        }
-        Ok(())
+        let fence = || if is_alone { Ok(()) } else { gate::heavy_fence() };
+        gate::exclude(gates, fence, |lane| self.wait_for(lock, lane, started))
     }
 
     /// Waits a little for a lane that is at work, or sees to it if it is dead.
-    fn wait_for(&self, lock: &HeapLock<'_>, lane: LaneId, record: LaneRecord<'_>, started: Instant) -> Result<()> {
+    fn wait_for(&self, lock: &HeapLock<'_>, lane: LaneId, started: Instant) -> Result<()> {
         let waited = started.elapsed();
         if waited >= self.lock_timeout {
             let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
@@ -167,7 +162,7 @@ impl Attachment {
             std::thread::sleep(PAUSE);
         } else {
             recovery::dead_lanes(self.ward(), lock, &[])?;
-            if !record.is_claimed() {
+            if let Some(record) = self.tables.lane(lane).filter(|record| !record.is_claimed()) {
                 record.gate().leave();
             }
         }

@@ -32,7 +32,8 @@ impl Heap {
     /// consistent as the users of the heap make it. [`Heap::freeze`] gives a point in time.
     ///
     /// Takes the heap lock while it looks at the blocks, and no lock while it copies them. Only pages that hold blocks are
-    /// written. Takes about as long as a plain copy of the same bytes. The file has mode 0600, or that of the file which it replaces.
+    /// written. Takes about as long as a plain copy of the same bytes. The file has mode 0600, or that of the file which it
+    /// replaces.
     ///
     /// # Errors
     ///

@@ -2,7 +2,8 @@
 //!
 //! A *case* is one byte of one region with another value. There are two regions: one that is in use while the byte changes,
 //! with slabs of the user's own, orphans, a large block, a cell, roots and kept spans; and one that was left by somebody
-//! who died, and is attached with the byte changed (the latter only for bytes that mean something). A case fails by a panic, by a signal, or by lasting too long.
+//! who died, and is attached with the byte changed (the latter only for bytes that mean something). A case fails by a panic,
+//! by a signal, or by lasting too long.
 //!
 //! The short form takes eight changes of each byte of metadata and of some others. The full form (`SHMHEAP_BYTES=full`, what
 //! `scripts/fuzz.sh --bytes` runs) takes all 255 of every byte.

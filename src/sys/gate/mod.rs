@@ -16,7 +16,11 @@
 //!
 //! Not here: who freezes and for how long (`heap::freeze`).
 
+mod protocol;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) use protocol::{Flag, exclude};
 
 use crate::error::Result;
 
@@ -42,20 +46,13 @@ impl Gate {
     /// Enters; false, and the lane stays outside, if the gate is shut.
     #[inline]
     pub(crate) fn enter(&self) -> bool {
-        self.busy.store(1, Ordering::Relaxed);
-        light_fence();
-        if self.stop.load(Ordering::Relaxed) != 0 {
-            self.leave();
-            return false;
-        }
-        true
+        protocol::enter(&self.busy, &self.stop, light_fence)
     }
 
-    /// Ends what `enter` began.
+    /// Ends what `enter` began. Who sees that the lane is done sees what it did.
     #[inline]
     pub(crate) fn leave(&self) {
-        // ORDERING G: Release; pairs with the Acquire in `is_busy`: who sees that the lane is done sees what it did.
-        self.busy.store(0, Ordering::Release);
+        self.busy.set(false);
     }
 
     /// Calls `f` inside; `None` if the gate is shut.
@@ -81,14 +78,14 @@ impl Gate {
         self.busy.store(u64::from(was_inside), Ordering::Relaxed);
     }
 
-    /// For the holder of the heap lock: shuts the gate. It takes effect for all lanes with [`heavy_fence`].
-    pub(crate) fn shut(&self) {
-        self.stop.store(1, Ordering::Relaxed);
+    /// The two words, for [`exclude`].
+    pub(crate) fn words(&self) -> (&AtomicU64, &AtomicU64) {
+        (&self.busy, &self.stop)
     }
 
     /// For the holder of the heap lock: lets the lane go on.
     pub(crate) fn open(&self) {
-        self.stop.store(0, Ordering::Release);
+        self.stop.set(false);
     }
 
     /// True if the lane must not go inside.
@@ -99,6 +96,18 @@ impl Gate {
     /// True while the lane is inside.
     pub(crate) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Acquire) != 0
+    }
+}
+
+impl Flag for AtomicU64 {
+    #[inline]
+    fn is_set(&self) -> bool {
+        self.load(Ordering::Acquire) != 0
+    }
+
+    #[inline]
+    fn set(&self, value: bool) {
+        self.store(u64::from(value), Ordering::Release);
     }
 }
 
