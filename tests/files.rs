@@ -200,6 +200,16 @@ fn the_error_after_a_power_cut_names_the_file_and_the_remedy() {
 }
 
 #[test]
+fn a_heap_is_not_saved_over_itself() {
+    let disk = Disk::new();
+    let heap = disk.create();
+    let error = heap.save(disk.path("heap")).expect_err("it would replace the heap").to_string();
+    assert!(error.contains("the heap's own file"), "{error}");
+    drop(heap);
+    assert_emptied(&Heap::options().open_file(disk.path("heap")).expect("it is still there"));
+}
+
+#[test]
 fn flushing_a_segment_does_nothing_and_succeeds() {
     let (_segment, heap) = new_heap("segment");
     heap.flush().expect("there is nothing to do");
@@ -240,6 +250,7 @@ fn an_unlinked_heap_says_so_and_can_still_be_saved() {
     assert_eq!(heap.is_unlinked(), Ok(false));
     Heap::unlink(segment.name()).expect("it is there");
     assert_eq!(heap.is_unlinked(), Ok(true));
+    assert!(heap.dump_stats().expect("stats").contains("unlinked"));
     let image = Disk::new();
     heap.save(image.path("rescued.img")).expect("it is saved");
     drop(heap);

@@ -29,6 +29,7 @@ fn worker_entry() {
         ("anonymous", anonymous),
         ("fork among threads", fork_among_threads),
         ("drop in the child", drop_in_the_child),
+        ("freeze and fork", freeze_and_fork),
     ]);
 }
 
@@ -335,4 +336,28 @@ fn a_child_that_drops_the_handle_takes_nothing_from_its_parent() {
     assert_eq!(heap.recover(), Ok(0));
     worker.finish();
     assert_is_empty(&heap);
+}
+
+/// The child drops its copy of what its parent holds.
+fn freeze_and_fork() {
+    let heap = Heap::open(&parameter("NAME")).expect("the heap is there");
+    let frozen = heap.freeze().expect("it is frozen");
+    Child::start(|| drop(frozen)).finish();
+    say("frozen still");
+    hear();
+}
+
+#[test]
+fn a_forked_child_does_not_thaw_what_its_parent_has_frozen() {
+    let (segment, heap) = new_heap("frozen");
+    let mut freezer = Worker::start("freeze and fork", &[("NAME", segment.name())]);
+    freezer.expect("frozen still");
+    let timeout = std::time::Duration::from_millis(50);
+    let patient = Heap::options().lock_timeout(timeout).open(segment.name()).expect("it is there");
+    let refused = patient.allocate(100).expect_err("the heap is frozen");
+    assert!(matches!(refused, shmheap::Error::LockTimeout { holder_pid, .. } if holder_pid == freezer.pid()), "{refused}");
+    freezer.kill();
+    assert!(patient.allocate(100).is_ok(), "with its parent gone, the heap is not frozen any more");
+    drop(patient);
+    assert_emptied(&heap);
 }

@@ -35,8 +35,11 @@ pub struct Freeze<'a> {
 /// The heap lock, with all gates shut.
 pub(super) struct Shut<'a> {
     attachment: &'a Attachment,
-    lock: HeapLock<'a>,
+    /// Held until this is dropped.
+    lock: Option<HeapLock<'a>>,
     stays_shut: bool,
+    /// The thread, as no thread of a forked child is: the lock is the parent's.
+    thread: u64,
 }
 
 impl Shut<'_> {
@@ -48,8 +51,12 @@ impl Shut<'_> {
 
 impl Drop for Shut<'_> {
     fn drop(&mut self) {
+        let Some(lock) = self.lock.take() else { return };
+        if self.thread != thread_number() {
+            return std::mem::forget(lock);
+        }
         if !self.stays_shut {
-            recovery::open_gates(&self.attachment.tables, &self.lock);
+            recovery::open_gates(&self.attachment.tables, &lock);
         }
         self.attachment.freezer.store(0, Ordering::Relaxed);
     }
@@ -103,9 +110,12 @@ impl Heap {
                 (Some(pass), lock)
             }
         };
-        attachment.freezer.store(thread_number(), Ordering::Relaxed);
-        let shut = Shut { attachment, lock, stays_shut: false };
-        attachment.shut_gates(&shut.lock)?;
+        let thread = thread_number();
+        attachment.freezer.store(thread, Ordering::Relaxed);
+        let shut = Shut { attachment, lock: Some(lock), stays_shut: false, thread };
+        if let Some(lock) = &shut.lock {
+            attachment.shut_gates(lock)?;
+        }
         Ok((pass, shut))
     }
 }

@@ -6,6 +6,7 @@
 //! Not here: the bytes of the blocks, and what an image looks like (`image`).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -86,6 +87,11 @@ impl Heap {
     /// See [`Header`].
     pub(crate) fn classes(&self) -> &Classes {
         &self.attachment.classes
+    }
+
+    /// True if the heap stands in the file at this path.
+    pub(crate) fn stands_in(&self, path: &Path) -> bool {
+        self.attachment.tables.region.object().is_some_and(|object| object.is_at(path))
     }
 
     /// Copies bytes of the region, which may be memory that was given back: those are zero.

@@ -44,6 +44,8 @@ pub struct Stats {
     pub lanes_dead: u32,
     /// Roots.
     pub roots: u32,
+    /// True if the heap's name was removed: nobody else can open it.
+    pub unlinked: bool,
     /// The size classes that have slabs, from the smallest.
     pub classes: Vec<ClassStats>,
 }
@@ -168,6 +170,7 @@ impl Heap {
             *count = count.saturating_add(1);
         }
         stats.roots = attachment.count_roots();
+        stats.unlinked = self.is_unlinked()?;
         stats.classes = classes.into_iter().filter(|class| class.slabs != 0).collect();
         Ok(stats)
     }
@@ -265,6 +268,9 @@ impl fmt::Display for Stats {
         writeln!(f, "memory taken    {:>16} bytes", self.taken)?;
         writeln!(f, "lanes           {:>16} alive, {} dead", self.lanes_alive, self.lanes_dead)?;
         writeln!(f, "roots           {:>16}", self.roots)?;
+        if self.unlinked {
+            writeln!(f, "unlinked: nobody else can open it; save() keeps what it holds")?;
+        }
         if !self.classes.is_empty() {
             writeln!(
                 f,

@@ -10,7 +10,7 @@ use super::layout::{CHUNK_LEN_MAX, ImageHeader, Kind, LARGE, MAGIC, RootRecord, 
 use super::sink::{Draft, Sink};
 use super::{Compression, ImageInfo, Progress, SaveOptions};
 use crate::alloc::Classes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Geometry;
 use crate::heap::{Freeze, Heap, SavedSpan, Snapshot, SpanKind};
 use crate::sys::clock;
@@ -113,6 +113,10 @@ fn write_file(
     options: &SaveOptions,
     progress: impl FnMut(Progress),
 ) -> Result<ImageInfo> {
+    if heap.stands_in(path) {
+        let why = "it is the heap's own file, which an image must not replace";
+        return Err(Error::NotAnImage { name: path.display().to_string(), why });
+    }
     let mut file = Replacement::new(path)?;
     let info = write(heap, snapshot, options, &mut |bytes| file.write(bytes), progress)?;
     file.take_place()?;

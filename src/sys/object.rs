@@ -313,7 +313,12 @@ impl Object {
 
     /// True while the place's name still leads to this object.
     pub(crate) fn has_its_name(&self) -> bool {
-        match (self.stat(), lstat(&self.place.path())) {
+        self.is_at(&self.place.path())
+    }
+
+    /// True if this path leads to this object.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        match (self.stat(), lstat(path)) {
             (Ok(ours), Ok(named)) => (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino),
             _ => false,
         }
