@@ -341,8 +341,9 @@ fn a_child_that_drops_the_handle_takes_nothing_from_its_parent() {
 /// The child drops its copy of what its parent holds.
 fn freeze_and_fork() {
     let heap = Heap::open(&parameter("NAME")).expect("the heap is there");
-    let frozen = heap.freeze().expect("it is frozen");
-    Child::start(|| drop(frozen)).finish();
+    let mut frozen = Some(heap.freeze().expect("it is frozen"));
+    Child::start(|| drop(frozen.take())).finish();
+    assert!(frozen.is_some(), "the child has taken its own copy");
     say("frozen still");
     hear();
 }
