@@ -180,6 +180,33 @@ fn other_threads_of_the_process_wait_and_threads_without_a_lane_can_freeze() {
 }
 
 #[test]
+fn a_constructor_that_takes_its_time_or_panics_keeps_nobody_from_freezing() {
+    let heap = Heap::options().create_in(Memory::zeroed(1 << 20).expect("memory")).expect("a heap");
+    let (is_constructing, may_end) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let construct = |block| {
+                heap.copy_in(block, b"made")?;
+                is_constructing.store(true, Ordering::Release);
+                until("it may end", || may_end.load(Ordering::Acquire));
+                heap.deallocate(heap.allocate(100)?)
+            };
+            heap.find_or_construct("slow", 100, construct).expect("it is constructed");
+        });
+        until("it is being constructed", || is_constructing.load(Ordering::Acquire));
+        drop(heap.freeze().expect("a constructor is no call in flight"));
+        may_end.store(true, Ordering::Release);
+    });
+    let other = heap.clone();
+    let panics = move || other.find_or_construct("never", 100, |_| std::panic::resume_unwind(Box::new("no")));
+    assert!(std::thread::spawn(panics).join().is_err(), "the panic goes on");
+    drop(heap.freeze().expect("nobody is inside any more"));
+    assert_eq!(heap.root("never"), Ok(None));
+    heap.remove_root("slow").expect("it is there");
+    assert_emptied(&heap);
+}
+
+#[test]
 fn worker_entry() {
     worker::dispatch(&[("churn", churn_role), ("freeze", freeze_role)]);
 }

@@ -84,6 +84,8 @@ impl Heap {
                     let undo = Undo { attachment, caller, key: &key };
                     let block = as_offset(block)?;
                     attachment.tables.region.zero(block.get(), self.usable(block)?);
+                    // G3 of `sys::gate`: it may take its time. What follows takes the heap lock.
+                    attachment.lane_record(caller)?.gate().step_out();
                     construct(block)?;
                     std::mem::forget(undo);
                     attachment.end_construction(caller, &key, true)?;

@@ -10,7 +10,7 @@
 //! G2. `stop` is not 0 only while somebody holds the heap lock or died holding it, or has left word that the next to take
 //!      the
 //!     lock is to open the gates (`heap::durable`). So who finds it set takes the lock.
-//! G3. Nobody waits for the heap lock while busy: a freezer holds it, and waits in turn.
+//! G3. Nobody waits for the heap lock while busy, for a freezer holds it, and waits in turn; and no user code runs while busy.
 //!
 //! Both words stand in the lane's record; a lane that died busy is told from one that is slow by its token.
 //!
@@ -61,9 +61,8 @@ impl Gate {
         if !self.enter() {
             return None;
         }
-        let result = f();
-        self.leave();
-        Some(result)
+        let _inside = Inside(self);
+        Some(f())
     }
 
     /// Steps outside for as long as the lane waits for the heap lock (G3); tells [`Self::resume`] whether it was inside.
@@ -96,6 +95,16 @@ impl Gate {
     /// True while the lane is inside.
     pub(crate) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Acquire) != 0
+    }
+}
+
+/// Leaves the gate when it is dropped, in a panic too.
+struct Inside<'a>(&'a Gate);
+
+impl Drop for Inside<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
