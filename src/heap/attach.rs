@@ -65,7 +65,8 @@ pub(super) fn open_object(options: &Options, place: Place, writable: bool) -> Re
 pub(super) fn open_or_create_object(options: &Options, place: &Place) -> Result<Heap> {
     for _ in 0..OPEN_OR_CREATE_TRIES {
         match open_object(options, place.clone(), true) {
-            Err(Error::NotFound { .. }) => {}
+            // A name that is removed while it is opened is as good as none.
+            Err(Error::NotFound { .. } | Error::Unlinked { .. }) => {}
             done => return done,
         }
         match create_object(options, place.clone()) {
