@@ -15,7 +15,7 @@ use super::lane::{SharedPass, thread_number};
 use super::lock::HeapLock;
 use super::snapshot::Snapshot;
 use crate::error::{Error, Result};
-use crate::format::LaneId;
+use crate::format::{LaneId, SHARED_LANE};
 use crate::recovery;
 use crate::sys::gate;
 
@@ -38,8 +38,8 @@ pub(super) struct Shut<'a> {
     /// Held until this is dropped.
     lock: Option<HeapLock<'a>>,
     stays_shut: bool,
-    /// The thread, as no thread of a forked child is: the lock is the parent's.
-    thread: u64,
+    /// In whose name the lock is held. In a forked child it is the parent's lane, and the parent's lock.
+    lane: LaneId,
 }
 
 impl Shut<'_> {
@@ -52,7 +52,7 @@ impl Shut<'_> {
 impl Drop for Shut<'_> {
     fn drop(&mut self) {
         let Some(lock) = self.lock.take() else { return };
-        if self.thread != thread_number() {
+        if !self.attachment.liveness.is_own(self.lane.token()) {
             return std::mem::forget(lock);
         }
         if !self.stays_shut {
@@ -110,9 +110,8 @@ impl Heap {
                 (Some(pass), lock)
             }
         };
-        let thread = thread_number();
-        attachment.freezer.store(thread, Ordering::Relaxed);
-        let shut = Shut { attachment, lock: Some(lock), stays_shut: false, thread };
+        attachment.freezer.store(thread_number(), Ordering::Relaxed);
+        let shut = Shut { attachment, lock: Some(lock), stays_shut: false, lane: lane.unwrap_or(SHARED_LANE) };
         if let Some(lock) = &shut.lock {
             attachment.shut_gates(lock)?;
         }
@@ -156,9 +155,10 @@ impl Attachment {
             let (busy, stop) = self.tables.lane(lane)?.gate().words();
             Some((lane, busy, stop))
         });
-        let started = Instant::now();
         let fence = || if is_alone { Ok(()) } else { gate::heavy_fence() };
-        gate::exclude(gates, fence, |lane| self.wait_for(lock, lane, started))
+        // The fence may take longer than a short time-out: waiting begins with the first lane that is at work.
+        let mut started = None;
+        gate::exclude(gates, fence, |lane| self.wait_for(lock, lane, *started.get_or_insert_with(Instant::now)))
     }
 
     /// Waits a little for a lane that is at work, or sees to it if it is dead.
