@@ -196,7 +196,12 @@ fn progress_rises_to_the_total() {
     let loaded = Segment::new("progress");
     let mut heard: Vec<Progress> = Vec::new();
     Options::new().load_with(&image, loaded.name(), |progress| heard.push(progress)).expect("it is loaded");
-    for steps in [told, heard] {
+    let (mut of_file, mut of_memory): (Vec<Progress>, Vec<Progress>) = Default::default();
+    let file = directory.path().join("loaded");
+    Options::new().load_file_with(&image, &file, |progress| of_file.push(progress)).expect("it is loaded");
+    let memory = Memory::zeroed(16 << 20).expect("memory");
+    Options::new().load_in_with(&image, memory, |progress| of_memory.push(progress)).expect("it is loaded");
+    for steps in [told, heard, of_file, of_memory] {
         assert!(steps.len() > 2 && steps.is_sorted_by_key(|step| step.done));
         assert!(steps.iter().all(|step| step.total == steps[0].total));
         assert_eq!(steps.last().map(|step| step.done), Some(steps[0].total));

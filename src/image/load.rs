@@ -55,9 +55,23 @@ impl Options {
     ///
     /// As [`Options::load`].
     pub fn load_file(&self, image: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<Heap> {
+        self.load_file_with(image, path, |_| ())
+    }
+
+    /// As [`Options::load_file`], and tells `progress` how far it has come.
+    ///
+    /// # Errors
+    ///
+    /// As [`Options::load`].
+    pub fn load_file_with(
+        &self,
+        image: impl AsRef<Path>,
+        path: impl AsRef<Path>,
+        progress: impl FnMut(Progress),
+    ) -> Result<Heap> {
         let mut source = Source::open(image.as_ref())?;
         let header = *source.header();
-        self.create_file_restored(path.as_ref(), &header, |restore| fill(restore, &mut source, |_| ()))
+        self.create_file_restored(path.as_ref(), &header, |restore| fill(restore, &mut source, progress))
     }
 
     /// As [`Options::load`], into the caller's memory, over whatever was there. The capacity is the memory's length.
@@ -66,7 +80,16 @@ impl Options {
     ///
     /// As [`Options::load`]. The memory then holds no heap that could be used.
     pub fn load_in(&self, image: impl AsRef<Path>, memory: Memory) -> Result<Heap> {
-        self.load_source(Source::open(image.as_ref())?, memory)
+        self.load_in_with(image, memory, |_| ())
+    }
+
+    /// As [`Options::load_in`], and tells `progress` how far it has come.
+    ///
+    /// # Errors
+    ///
+    /// As [`Options::load_in`].
+    pub fn load_in_with(&self, image: impl AsRef<Path>, memory: Memory, progress: impl FnMut(Progress)) -> Result<Heap> {
+        self.load_source(Source::open(image.as_ref())?, memory, progress)
     }
 
     /// As [`Options::load_in`], from the bytes of an image.
@@ -75,12 +98,12 @@ impl Options {
     ///
     /// As [`Options::load_in`].
     pub fn load_bytes_in(&self, image: &[u8], memory: Memory) -> Result<Heap> {
-        self.load_source(Source::new(Box::new(image), "(bytes)".to_owned())?, memory)
+        self.load_source(Source::new(Box::new(image), "(bytes)".to_owned())?, memory, |_| ())
     }
 
-    fn load_source(&self, mut source: Source<'_>, memory: Memory) -> Result<Heap> {
+    fn load_source(&self, mut source: Source<'_>, memory: Memory, progress: impl FnMut(Progress)) -> Result<Heap> {
         let header = *source.header();
-        self.create_restored_in(memory, &header, |restore| fill(restore, &mut source, |_| ()))
+        self.create_restored_in(memory, &header, |restore| fill(restore, &mut source, progress))
     }
 }
 
