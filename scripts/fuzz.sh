@@ -5,18 +5,20 @@
 #   scripts/fuzz.sh                        20 seconds for each target
 #   scripts/fuzz.sh 3600                   an hour for each
 #   scripts/fuzz.sh 3600 --log totals.txt  adds what was run to this file, and tells the totals of all runs that did so
+#   scripts/fuzz.sh --blind 3600           instead, random changes of the committed inputs, twice as many in the same time
 #   scripts/fuzz.sh --bytes                instead, every single-byte change of a valid region (half an hour)
 #
-# The last line is "fuzz executions N  findings F", or "single-byte changes N  findings F"; the exit code is 1 if F is not 0.
+# The last line is "fuzz executions N  findings F", "blind ..." or "single-byte changes N  findings F"; the exit code is 1 if F is not 0.
 # A finding is kept under target/fuzz/findings. What is found worth trying again is kept under target/fuzz/corpus, for the next
 # run; the committed corpus stays as it is.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-seconds=20 log="" jobs=2
+seconds=20 log="" jobs=2 blind=""
 export RUST_BACKTRACE=0
 while [ $# -gt 0 ]; do
     case "$1" in
         --log) log=$(realpath "$2") && shift 2 ;;
+        --blind) blind=$2 && shift 2 ;;
         --bytes)
             export SHMHEAP_BYTES=full CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
             out=$(mktemp)
@@ -31,6 +33,25 @@ while [ $# -gt 0 ]; do
         *) printf 'usage: scripts/fuzz.sh [seconds] [--log FILE] | --bytes\n' >&2 && exit 2 ;;
     esac
 done
+
+if [ -n "$blind" ]; then
+    rustup toolchain list | grep -q ^nightly || rustup toolchain install nightly --profile minimal || exit 1
+    RUSTFLAGS="-Zsanitizer=address --cfg fuzzing" cargo +nightly build --release --example blind \
+        --manifest-path tests/fuzz/Cargo.toml --target x86_64-unknown-linux-gnu --target-dir target/fuzz/asan || exit 1
+    export ASAN_OPTIONS=detect_stack_use_after_return=0:malloc_context_size=0:quarantine_size_mb=4:detect_leaks=0
+    pids=() executions=0 findings=0
+    for job in $(seq $jobs); do
+        target/fuzz/asan/x86_64-unknown-linux-gnu/release/examples/blind "$blind" "$(($(date +%s) + job))" \
+            >"target/fuzz/blind-$job.log" 2>&1 &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || findings=$((findings + 1)); done
+    # Of one that failed, the log tells where its input is.
+    executions=$(sed -n 's/^blind executions //p' target/fuzz/blind-*.log | awk '{ sum += $1 } END { print sum + 0 }')
+    [ "$findings" = 0 ] || grep -a -h -E 'panicked|^SUMMARY|stands in' target/fuzz/blind-*.log | cut -c1-160
+    printf 'blind executions %d  findings %d\n' "$executions" "$findings"
+    exit "$((findings != 0))"
+fi
 
 command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz || exit 1
 rustup toolchain list | grep -q ^nightly || rustup toolchain install nightly --profile minimal || exit 1
