@@ -203,8 +203,11 @@ fn the_error_after_a_power_cut_names_the_file_and_the_remedy() {
 fn a_heap_is_not_saved_over_itself() {
     let disk = Disk::new();
     let heap = disk.create();
-    let error = heap.save(disk.path("heap")).expect_err("it would replace the heap").to_string();
-    assert!(error.contains("the heap's own file"), "{error}");
+    std::os::unix::fs::symlink(disk.path("heap"), disk.path("link")).expect("a new name");
+    for name in ["heap", "link"] {
+        let error = heap.save(disk.path(name)).expect_err("it would replace the heap").to_string();
+        assert!(error.contains("the heap's own file"), "{name}: {error}");
+    }
     drop(heap);
     assert_emptied(&Heap::options().open_file(disk.path("heap")).expect("it is still there"));
 }

@@ -89,9 +89,10 @@ impl Heap {
         &self.attachment.classes
     }
 
-    /// True if the heap stands in the file at this path.
+    /// True if the heap stands in the file to which this path leads, by way of links too.
     pub(crate) fn stands_in(&self, path: &Path) -> bool {
-        self.attachment.tables.region.object().is_some_and(|object| object.is_at(path))
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        self.attachment.tables.region.object().is_some_and(|object| object.is_at(&path))
     }
 
     /// Copies bytes of the region, which may be memory that was given back: those are zero.
