@@ -99,10 +99,15 @@ impl Header {
         bytes
     }
 
+    /// True if the bytes begin as those of a heap do, of whatever version.
+    pub(crate) fn is_marked(bytes: &[u8; HEADER_LEN]) -> bool {
+        bytes[..8] == MAGIC.to_le_bytes()
+    }
+
     /// Reads and checks a header; `name` is for messages.
     pub(crate) fn decode(bytes: &[u8; HEADER_LEN], name: &str) -> Result<Self> {
         let not_a_heap = |why| Err(Error::NotAHeap { name: name.to_owned(), why });
-        if bytes[..8] != MAGIC.to_le_bytes() {
+        if !Self::is_marked(bytes) {
             return not_a_heap("it does not begin with shmheap's magic number");
         }
         match half(bytes, 0x0c) {

@@ -17,7 +17,7 @@ use crate::region::{Mapping, Memory, Region};
 use crate::sys::clock;
 use crate::sys::object::{Object, Place, Unborn};
 use crate::sys::seat::SeatKey;
-use crate::sys::token::{FileTokens, Liveness, LocalTokens, Onlooker};
+use crate::sys::token::{self, FileTokens, Liveness, LocalTokens, Onlooker};
 
 /// Rounds of "open, else create" that `open_or_create` makes while others create and unlink at the same time.
 const OPEN_OR_CREATE_TRIES: u32 = 64;
@@ -86,6 +86,7 @@ fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool)
     } else {
         map(&object, writable, &header)?
     };
+    token::mark_attached(object.file())?;
     let key = SeatKey::new();
     let lanes = header.lanes.saturating_add(1);
     let liveness: Arc<dyn Liveness> =

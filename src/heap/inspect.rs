@@ -65,7 +65,13 @@ pub struct LaneInfo {
 pub(super) enum Span<'a> {
     Free,
     Slab(Slab<'a>),
-    Large { lane: LaneId },
+    Large {
+        lane: LaneId,
+    },
+    /// What a lane keeps for its next use, without a block in it.
+    Kept {
+        lane: LaneId,
+    },
 }
 
 impl Heap {
@@ -124,7 +130,7 @@ impl Heap {
         let page_shift = tables.geometry.page_shift;
         self.walk(|_, pages, span| {
             let (lane, bytes, slabs) = match span {
-                Span::Free => return,
+                Span::Free | Span::Kept { .. } => return,
                 Span::Large { lane } => (lane, u64::from(pages).checked_shl(page_shift).unwrap_or(0), 0),
                 Span::Slab(slab) => {
                     let blocks = u64::from(slab.allocated_count(tables));
@@ -297,7 +303,7 @@ impl Heap {
 
     /// The span that starts at page `number`; `None` beyond the pages in use. What is no head of a span (while others
     /// change the table, or because it is damaged) counts as one free page.
-    fn span_at(&self, number: u32) -> Result<Option<(PageIndex, u32, Span<'_>)>> {
+    pub(super) fn span_at(&self, number: u32) -> Result<Option<(PageIndex, u32, Span<'_>)>> {
         let tables = &self.attachment.tables;
         if number >= tables.pages_high() {
             return Ok(None);
@@ -312,7 +318,7 @@ impl Heap {
             Some(PageState::Large) => (entry.number().max(1), Span::Large { lane: entry.lane() }),
             Some(PageState::KeptSlab | PageState::KeptLarge) => {
                 let pages = kept::pages_of(&self.attachment.classes, entry);
-                (pages.map_or(1, |pages| pages.get()), Span::Free)
+                (pages.map_or(1, |pages| pages.get()), Span::Kept { lane: entry.lane() })
             }
             _ => (1, Span::Free),
         };
@@ -371,7 +377,7 @@ impl Iterator for Blocks<'_> {
             let (page, pages, span) = heap.span_at(self.page).ok().flatten()?;
             self.page = self.page.saturating_add(pages);
             match span {
-                Span::Free => {}
+                Span::Free | Span::Kept { .. } => {}
                 Span::Slab(slab) => (self.slab, self.word, self.bits) = (Some(slab), 0, 0),
                 Span::Large { lane } => {
                     let size = u64::from(pages).checked_shl(tables.geometry.page_shift).unwrap_or(0);

@@ -12,7 +12,7 @@ use crate::region::{Mapping, Memory, Region};
 use crate::repair::{self, Patient, RepairReport};
 use crate::sys::object::{Object, Place};
 use crate::sys::seat::SeatKey;
-use crate::sys::token::{FileTokens, Liveness};
+use crate::sys::token::{self, FileTokens, Liveness};
 
 /// Bytes that are copied at a time.
 const PIECE: usize = 64 << 10;
@@ -53,6 +53,7 @@ pub(super) fn repair_object(options: &Options, place: Place) -> Result<RepairRep
     } else {
         Region::new(Mapping::by_descriptor(&object)?, Some(object.clone()))
     };
+    token::mark_attached(object.file())?;
     let key = SeatKey::<LaneSeat>::new();
     let liveness = FileTokens::new(object.clone(), header.lanes.saturating_add(1), key.number());
     repair_region(region, header, liveness.as_ref(), Some(&object))

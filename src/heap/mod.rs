@@ -15,7 +15,8 @@
 //! | freeze | `freeze.rs` | nobody else allocates or frees for a while |
 //! | roots | `roots.rs`, `construct.rs` | named ways in |
 //! | images | `snapshot.rs`, `restore.rs` | what a heap holds at one moment, and how that comes back |
-//! | numbers | `stats.rs`, `inspect.rs` | what the heap holds, who is attached, is it sound |
+//! | segments | `segments.rs` | which heaps there are |
+//! | numbers | `stats.rs`, `inspect.rs`, `spans.rs` | what the heap holds, who is attached, is it sound |
 //!
 //! **Lock order.** The heap lock comes first; a lock that guards a root's or a collection's contents is taken after it or
 //! without it, never before it. The shared lane's gate (a process's threads that found no lane, one at a time) is taken
@@ -40,7 +41,9 @@ mod options;
 mod paths;
 mod restore;
 mod roots;
+mod segments;
 mod snapshot;
+mod spans;
 mod stats;
 
 use std::fmt;
@@ -54,7 +57,9 @@ pub use inspect::{BlockInfo, Blocks, LaneInfo};
 pub use options::{Options, OwnerTrust};
 pub(crate) use restore::Restore;
 pub use roots::RootInfo;
+pub use segments::{SegmentInfo, SegmentKind};
 pub(crate) use snapshot::{SavedRoot, SavedSpan, Snapshot, SpanKind};
+pub use spans::{SpanInfo, SpanUsage, Spans};
 pub use stats::{ClassStats, Stats};
 
 /// A handle to a heap that this process has attached.

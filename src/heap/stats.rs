@@ -143,7 +143,7 @@ impl Heap {
         self.walk(|_, pages, span| {
             walked = walked.saturating_add(pages);
             match span {
-                Span::Free => runs.free(bytes_of(pages)),
+                Span::Free | Span::Kept { .. } => runs.free(bytes_of(pages)),
                 Span::Large { .. } => runs.used(bytes_of(pages)),
                 Span::Slab(slab) => {
                     let allocated = self.count_slab(&slab, bytes_of(pages), &mut runs);

@@ -18,6 +18,7 @@ pub(crate) mod lock;
 pub(crate) mod object;
 pub(crate) mod replacement;
 pub(crate) mod seat;
+pub(crate) mod segments;
 pub(crate) mod token;
 
 use crate::error::Error;

@@ -28,9 +28,9 @@ use super::{system, token};
 use crate::error::{Error, Result};
 
 /// Where Linux keeps the segments of `shm_open`.
-const SHM_DIR: &str = "/dev/shm";
+pub(super) const SHM_DIR: &str = "/dev/shm";
 /// Begins the temporary names of creations under way, where the file system cannot do without.
-const TEMPORARY_PREFIX: &str = ".shmheap-new-";
+pub(super) const TEMPORARY_PREFIX: &str = ".shmheap-new-";
 /// Most temporary names that are looked at on one occasion.
 const STALE_MAX: usize = 1024;
 /// A system call that signals keep interrupting is given up after so many tries.

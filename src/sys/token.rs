@@ -13,6 +13,9 @@
 //! T3. A forked child shares its parent's open file, and would keep the parent's tokens alive. The child opens the
 //!     object anew and gets an open file of its own, before `fork` returns.
 //!
+//! Who is attached at all, with a lane or without one, holds a token too: all of them share the lock on one more byte. It
+//! answers whether anybody has the heap open, and nothing is decided by it but what people are told.
+//!
 //! Heaps in the caller's own memory have no object to lock; their tokens stand in a table of this process.
 //!
 //! Not here: what a lane is (`format`), what happens to a dead one (`recovery`).
@@ -38,6 +41,8 @@ const TOKEN_BASE: i64 = 1 << 40;
 const UNLOCK_TRIES: u32 = 16;
 /// Held by who creates an object under a temporary name.
 const CREATION_BYTE: i64 = TOKEN_BASE - 1;
+/// Shared by all who have the heap attached.
+const ATTACHED_BYTE: i64 = TOKEN_BASE - 2;
 
 /// The one question that recovery, the lock and the claiming of lanes ask about other processes.
 pub(crate) trait Liveness: Debug + Send + Sync {
@@ -112,6 +117,8 @@ impl FileTokens {
         self.own.clear();
         let fd = self.object.file().as_raw_fd();
         let reopened = File::options().read(true).write(true).open(&self.reopen_path);
+        // Only people are told by it who is attached.
+        let _ = reopened.as_ref().map(mark_attached);
         // SAFETY: both numbers are open descriptors; the one replaced is ours, and nobody else in the child uses it.
         let replaced = reopened.is_ok_and(|new| unsafe { libc::dup3(new.as_raw_fd(), fd, libc::O_CLOEXEC) } == fd);
         if !replaced {
@@ -152,9 +159,30 @@ pub(crate) fn lock_creation(file: &File) -> bool {
     lock_byte(file, CREATION_BYTE).unwrap_or(false)
 }
 
+/// Says that this open file belongs to an attachment, for as long as it is open.
+pub(crate) fn mark_attached(file: &File) -> Result<()> {
+    let shared = record(libc::F_RDLCK, ATTACHED_BYTE);
+    fcntl(file, FcntlArg::F_OFD_SETLK(&shared)).map_err(|errno| system("fcntl(F_OFD_SETLK)", errno))?;
+    Ok(())
+}
+
+/// True if somebody else than who opened `file` has the object attached.
+pub(crate) fn is_attached(file: &File) -> Result<bool> {
+    is_locked(file, ATTACHED_BYTE)
+}
+
+/// True if who creates the temporary object lives.
+pub(crate) fn is_being_created(file: &File) -> Result<bool> {
+    is_locked(file, CREATION_BYTE)
+}
+
 /// True if somebody who has the object open otherwise than through `file` holds the token of `lane`.
 pub(crate) fn is_held(file: &File, lane: u32) -> Result<bool> {
-    let mut query = record(libc::F_WRLCK, byte_of(lane));
+    is_locked(file, byte_of(lane))
+}
+
+fn is_locked(file: &File, byte: i64) -> Result<bool> {
+    let mut query = record(libc::F_WRLCK, byte);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut query)).map_err(|errno| system("fcntl(F_OFD_GETLK)", errno))?;
     Ok(libc::c_int::from(query.l_type) != libc::F_UNLCK)
 }
