@@ -1,0 +1,161 @@
+//! `ls`: which heaps there are.
+
+use std::fmt;
+
+use clap::Args;
+use serde::Serialize;
+use shmheap::{Heap, SegmentInfo, SegmentKind};
+
+use crate::failure::user_name;
+use crate::output::{self, DIM, Output, WARNING, styled};
+use crate::place::Place;
+use crate::{Outcome, Verdict, units};
+
+/// Lists the heaps in /dev/shm.
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// Also segments that are no heaps
+    #[arg(long, short)]
+    all: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Listing {
+    heaps: Vec<Row>,
+    #[serde(skip)]
+    hidden: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    kind: &'static str,
+    /// What more there is to say of its kind.
+    note: Option<String>,
+    capacity: u64,
+    taken: u64,
+    owner: u32,
+    owner_name: String,
+    mode: String,
+    attached: Option<bool>,
+    #[serde(flatten)]
+    numbers: Option<Numbers>,
+}
+
+/// What only an open heap tells.
+#[derive(Debug, Serialize)]
+struct Numbers {
+    used: u64,
+    largest_free: u64,
+    fragmentation: f64,
+    lanes_alive: u32,
+    lanes_dead: u32,
+    created_ms: u64,
+}
+
+impl Row {
+    fn new(segment: SegmentInfo) -> Self {
+        let SegmentInfo { name, kind, owner, mode, len, taken, attached, .. } = segment;
+        let (mut kind, mut note) = match kind {
+            SegmentKind::Heap => ("heap", None),
+            SegmentKind::OtherVersion { found } => ("other version", Some(format!("format version {found}"))),
+            SegmentKind::Broken { why } => ("broken", Some(why)),
+            SegmentKind::Temporary => ("being created", None),
+            SegmentKind::Closed => ("closed", Some("no permission to read it".to_owned())),
+            _ => ("no heap", None),
+        };
+        let numbers = match kind {
+            "heap" => match Numbers::of(&name) {
+                Ok(numbers) => Some(numbers),
+                Err(failure) => {
+                    (kind, note) = ("broken", Some(failure));
+                    None
+                }
+            },
+            _ => None,
+        };
+        let mode = format!("{mode:04o}");
+        Self { name, kind, note, capacity: len, taken, owner, owner_name: user_name(owner), mode, attached, numbers }
+    }
+}
+
+impl Numbers {
+    fn of(name: &str) -> Result<Self, String> {
+        let heap = Place::Segment(name.to_owned()).open_read_only().map_err(|failure| failure.text().to_owned())?;
+        let stats = heap.stats().map_err(|error| error.to_string())?;
+        Ok(Self {
+            used: stats.used,
+            largest_free: stats.largest_free,
+            fragmentation: stats.fragmentation_ratio(),
+            lanes_alive: stats.lanes_alive,
+            lanes_dead: stats.lanes_dead,
+            created_ms: heap.created_ms(),
+        })
+    }
+}
+
+impl fmt::Display for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heads =
+            ["NAME", ">CAPACITY", ">USED", ">LARGEST FREE", ">FRAG", ">TAKEN", "ATTACHED", "LANES", ">AGE", "OWNER", "MODE"];
+        let mut table = output::table(&heads);
+        for row in &self.heaps {
+            let attached = match row.attached {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "?",
+            };
+            let capacity = units::size(row.capacity);
+            let mut cells = vec![row.name.clone(), capacity];
+            match &row.numbers {
+                Some(numbers) => cells.extend([
+                    units::size(numbers.used),
+                    units::size(numbers.largest_free),
+                    format!("{:.1} %", numbers.fragmentation * 100.0),
+                    units::size(row.taken),
+                    attached.to_owned(),
+                    lanes(numbers.lanes_alive, numbers.lanes_dead),
+                    units::age(numbers.created_ms),
+                ]),
+                None => {
+                    let none = || "-".to_owned();
+                    cells.extend([none(), none(), none(), units::size(row.taken), attached.to_owned(), none(), none()]);
+                }
+            }
+            cells.extend([row.owner_name.clone(), row.mode.clone()]);
+            table.add_row(cells);
+        }
+        if self.heaps.is_empty() {
+            writeln!(f, "there are no heaps in /dev/shm; shmheap create NAME makes one")?;
+        } else {
+            f.write_str(&output::lines_of(&table))?;
+        }
+        for row in self.heaps.iter().filter(|row| row.kind != "heap") {
+            let note = row.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
+            writeln!(f, "{}", styled(WARNING, format_args!("{} ({}{note})", row.name, row.kind)))?;
+        }
+        match self.hidden {
+            0 => Ok(()),
+            hidden => {
+                writeln!(f, "{}", styled(DIM, format_args!("{hidden} more that are no heaps; shmheap ls --all lists them")))
+            }
+        }
+    }
+}
+
+fn lanes(alive: u32, dead: u32) -> String {
+    if dead == 0 { format!("{alive}") } else { format!("{alive} and {dead} dead") }
+}
+
+impl Ls {
+    pub(crate) fn run(self, output: &Output) -> Outcome {
+        let segments = Heap::segments()?;
+        let is_shown =
+            |segment: &SegmentInfo| self.all || !matches!(segment.kind, SegmentKind::Foreign | SegmentKind::Closed);
+        let (shown, hidden): (Vec<_>, Vec<_>) = segments.into_iter().partition(is_shown);
+        let heaps: Vec<Row> = shown.into_iter().map(Row::new).collect();
+        let has_broken = heaps.iter().any(|row| row.kind == "broken");
+        output.print(&Listing { heaps, hidden: hidden.len() })?;
+        Ok(if has_broken { Verdict::Wrong } else { Verdict::Fine })
+    }
+}

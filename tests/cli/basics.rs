@@ -1,0 +1,40 @@
+//! `create`, `ls`, `rm`, `stat`.
+
+use crate::harness::{Heap, fine, json, refused, run};
+
+#[test]
+fn a_heap_is_created_listed_and_removed() {
+    let heap = Heap::unborn("basics");
+    let name = heap.name();
+    let made = fine(&["create", name, "--capacity", "8M", "--lanes", "5"]);
+    assert!(made.contains("8 MiB") && made.contains("5 lanes"), "{made}");
+    assert!(fine(&["ls"]).lines().any(|line| line.starts_with(name) && line.contains("8 MiB")), "it is listed");
+    fine(&["rm", name]);
+    assert!(!heap.path().exists() && !fine(&["ls"]).contains(name));
+}
+
+#[test]
+fn what_is_in_use_is_removed_by_force_only() {
+    let heap = Heap::new("in-use");
+    let attached = heap.open();
+    let error = refused(3, &["rm", heap.name()]);
+    assert!(error.contains("is in use by") && error.contains("rm --force"), "{error}");
+    assert_eq!(json(&["ls"])["heaps"].as_array().map(|heaps| heaps.iter().any(|row| row["attached"] == true)), Some(true));
+    fine(&["rm", "--force", heap.name()]);
+    attached.validate().expect("who has it attached keeps it");
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_told_with_those_that_are_like_it() {
+    let heap = Heap::new("near");
+    let misspelt = heap.name().replace("-near", "-naer");
+    let error = refused(3, &["stat", &misspelt]);
+    assert!(error.contains("no heap named") && error.contains(&format!("did you mean {}", heap.name())), "{error}");
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_ends_with_2() {
+    assert_eq!(run(&["frobnicate"]).code, 2);
+    assert_eq!(run(&["create", "a name with blanks"]).code, 2);
+    assert!(refused(2, &["create", "x", "--capacity", "much"]).contains("write bytes, or 64K"));
+}
