@@ -4,6 +4,8 @@ mod create;
 mod ls;
 mod rm;
 mod stat;
+mod top;
+mod watch;
 
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
@@ -30,6 +32,10 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     /// Tell all about a heap in numbers
     Stat(stat::Stat),
+    /// Show a heap at work, on a whole screen
+    Top(top::Top),
+    /// Print a line a second on what goes on in a heap
+    Watch(watch::Watch),
 }
 
 impl Command {
@@ -39,6 +45,8 @@ impl Command {
             Self::Rm(command) => command.run(output),
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
+            Self::Top(command) => command.run(output),
+            Self::Watch(command) => command.run(output),
         }
     }
 }
