@@ -2,6 +2,7 @@
 
 mod create;
 mod ls;
+mod map;
 mod rm;
 mod stat;
 
@@ -30,6 +31,8 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     /// Tell all about a heap in numbers
     Stat(stat::Stat),
+    /// Draw a heap: what stands where
+    Map(map::Draw),
 }
 
 impl Command {
@@ -39,6 +42,7 @@ impl Command {
             Self::Rm(command) => command.run(output),
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
+            Self::Map(command) => command.run(output),
         }
     }
 }
