@@ -2,6 +2,7 @@
 
 mod create;
 mod ls;
+mod map;
 mod rm;
 mod stat;
 mod top;
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Top(top::Top),
     /// Print a line a second on what goes on in a heap
     Watch(watch::Watch),
+    /// Draw a heap: what stands where
+    Map(map::Draw),
 }
 
 impl Command {
@@ -47,6 +50,7 @@ impl Command {
             Self::Stat(command) => command.run(output),
             Self::Top(command) => command.run(output),
             Self::Watch(command) => command.run(output),
+            Self::Map(command) => command.run(output),
         }
     }
 }
