@@ -9,3 +9,5 @@
 
 mod basics;
 mod harness;
+mod top;
+mod watch;

@@ -130,10 +130,8 @@ impl Sample {
         let apart = now.at.saturating_duration_since(before.at);
         let seconds = apart.max(APART_MIN).as_secs_f64();
         let changes = now.activity.since(&before.activity);
-        let rate_of = |change: &Change| Rate {
-            allocated: change.allocated as f64 / seconds,
-            freed: change.freed as f64 / seconds,
-        };
+        let rate_of =
+            |change: &Change| Rate { allocated: change.allocated as f64 / seconds, freed: change.freed as f64 / seconds };
         let mut total = Rate::default();
         let mut by_size: BTreeMap<Option<u64>, Rate> = BTreeMap::new();
         let mut by_lane: BTreeMap<u16, Rate> = BTreeMap::new();
@@ -190,10 +188,8 @@ fn class_rows(stats: &Stats, activity: &Activity, rates: BTreeMap<Option<u64>, R
 
 /// The lanes that somebody has, and those in whose slabs something happened all the same.
 fn lane_rows(lanes: &[Lane], mut rates: BTreeMap<u16, Rate>) -> Vec<LaneRow> {
-    let claimed = lanes.iter().map(|lane| LaneRow {
-        lane: lane.clone(),
-        rate: rates.remove(&lane.lane).unwrap_or_default(),
-    });
+    let claimed =
+        lanes.iter().map(|lane| LaneRow { lane: lane.clone(), rate: rates.remove(&lane.lane).unwrap_or_default() });
     let mut rows: Vec<LaneRow> = claimed.collect();
     rows.extend(rates.into_iter().map(|(lane, rate)| LaneRow { lane: nobodys(lane), rate }));
     rows.sort_by_key(|row| row.lane.lane);

@@ -21,18 +21,11 @@ pub(super) struct Facts {
     pub(super) capacity: u64,
     pub(super) page_size: u64,
     pub(super) created_ms: u64,
-    pub(super) lanes_max: u32,
 }
 
 impl Facts {
     pub(super) fn new(place: &Place, heap: &Heap) -> Self {
-        Self {
-            name: place.text(),
-            capacity: heap.capacity(),
-            page_size: heap.page_size(),
-            created_ms: heap.created_ms(),
-            lanes_max: heap.lanes_max(),
-        }
+        Self { name: place.text(), capacity: heap.capacity(), page_size: heap.page_size(), created_ms: heap.created_ms() }
     }
 }
 
@@ -160,7 +153,9 @@ impl Screen {
             KeyCode::Char('q' | 'Q') | KeyCode::Esc => return Some(Asked::Quit),
             KeyCode::Char('?' | 'h') => self.has_help = !self.has_help,
             KeyCode::Char(' ') => self.is_paused = !self.is_paused,
-            KeyCode::Char('+' | '=') => return self.set_interval(INTERVALS_MS.into_iter().find(|ms| *ms > self.interval_ms())),
+            KeyCode::Char('+' | '=') => {
+                return self.set_interval(INTERVALS_MS.into_iter().find(|ms| *ms > self.interval_ms()));
+            }
             KeyCode::Char('-' | '_') => {
                 return self.set_interval(INTERVALS_MS.into_iter().rev().find(|ms| *ms < self.interval_ms()));
             }
@@ -199,5 +194,69 @@ impl Screen {
             View::Lanes => self.sample.lanes.len(),
         };
         self.scrolled = (self.scrolled + rows).min(all.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shmheap::Memory;
+
+    use super::super::sampler::Sampler;
+    use super::*;
+
+    fn screen() -> Screen {
+        let heap = Heap::options().create_in(Memory::zeroed(1 << 20).expect("memory")).expect("a heap");
+        let (_, first) = Sampler::start(&heap).expect("a sound heap");
+        Screen::new(Facts::default(), Duration::from_secs(1), first)
+    }
+
+    fn press(screen: &mut Screen, code: KeyCode) -> Option<Asked> {
+        screen.key(KeyEvent::new(code, KeyModifiers::NONE))
+    }
+
+    #[test]
+    fn views_are_reached_by_number_and_one_after_the_other() {
+        let mut screen = screen();
+        press(&mut screen, KeyCode::Char('3'));
+        assert_eq!(screen.view, View::Lanes);
+        let turns = [(KeyCode::Tab, View::Map), (KeyCode::Tab, View::Overview), (KeyCode::BackTab, View::Map)];
+        for (code, view) in turns {
+            press(&mut screen, code);
+            assert_eq!(screen.view, view);
+        }
+    }
+
+    #[test]
+    fn the_interval_goes_up_and_down_within_its_bounds() {
+        let mut screen = screen();
+        assert_eq!(press(&mut screen, KeyCode::Char('+')), Some(Asked::Pace));
+        assert_eq!(screen.interval(), Duration::from_secs(2));
+        while press(&mut screen, KeyCode::Char('-')).is_some() {}
+        assert_eq!(screen.interval(), Duration::from_millis(100));
+        // An interval that was given on the command line need not be one of the steps.
+        screen.interval = Duration::from_millis(1500);
+        press(&mut screen, KeyCode::Char('-'));
+        assert_eq!(screen.interval(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn escape_closes_the_help_first_and_then_quits() {
+        let mut screen = screen();
+        press(&mut screen, KeyCode::Char('?'));
+        assert_eq!((screen.has_help, press(&mut screen, KeyCode::Esc)), (true, None));
+        assert_eq!((screen.has_help, press(&mut screen, KeyCode::Esc)), (false, Some(Asked::Quit)));
+        assert_eq!(screen.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Some(Asked::Quit));
+        assert_eq!(press(&mut screen, KeyCode::Char('c')), None);
+    }
+
+    #[test]
+    fn space_pauses_and_s_sorts_and_nothing_scrolls_beyond_its_rows() {
+        let mut screen = screen();
+        press(&mut screen, KeyCode::Char(' '));
+        press(&mut screen, KeyCode::Char('s'));
+        assert_eq!((screen.is_paused(), screen.sort), (true, Sort::Bytes));
+        press(&mut screen, KeyCode::Char('2'));
+        press(&mut screen, KeyCode::PageDown);
+        assert_eq!(screen.scrolled, screen.sample.classes.len().saturating_sub(1));
     }
 }

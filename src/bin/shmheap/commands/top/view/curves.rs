@@ -16,15 +16,15 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
     }
     let sample = &screen.sample;
     let has_three = area.width >= WHOLE.0;
-    let shares = if has_three { [32, 28, 16] } else { [32, 28, 0] };
+    let shares = if has_three { [27, 30, 19] } else { [27, 30, 0] };
     let [used, rates, lock] = Layout::horizontal(shares.map(Constraint::Fill)).spacing(GAP).areas(area);
     let (in_use, all) = (sample.stats.used, sample.stats.total);
-    let title = format!(" used {}, {} ", size(in_use), percent(in_use, all));
+    let title = format!("used {}, {} ", size(in_use), percent(in_use, all));
     curve(frame, used, screen, title, Color::Cyan, |point| point.used as f64);
-    let title = format!(" alloc {}/s, free {}/s ", count(sample.rate.allocated), count(sample.rate.freed));
+    let title = format!("alloc {}/s, free {}/s ", count(sample.rate.allocated), count(sample.rate.freed));
     curve(frame, rates, screen, title, Color::Green, |point| point.rate.allocated);
     if has_three {
-        let title = format!(" lock waits {}/s ", count(sample.lock.waits));
+        let title = format!("lock waits {}/s ", count(sample.lock.waits));
         curve(frame, lock, screen, title, Color::Magenta, |point| point.lock_waits);
     }
 }

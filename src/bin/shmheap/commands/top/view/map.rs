@@ -35,8 +35,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
     let [place, legend] = parts(area, screen.view);
     let each = size(map.cell_len);
     let title = match screen.view {
-        View::Map => format!(" map, {each} a character "),
-        _ => format!(" map, {each} a character: . free, A-F slabs by block size, # large, = tables "),
+        View::Map => format!("map, {each} a character "),
+        _ => format!("map, {each} a character: . free, A-F slabs by block size, # large, = tables "),
     };
     frame.render_widget(section(title), area);
     let rows = map.cells.chunks(usize::from(place.width).max(1));
@@ -71,7 +71,7 @@ fn draw_legend(frame: &mut Frame<'_>, area: Rect, map: &Map) {
     let others = others.into_iter().flat_map(|(content, what)| entry(&cell(content, 1.0, false), what));
     let notes = ["small letters: less than half full", "U-Z and @: orphans, of no lane"];
     let lines = vec![
-        Line::from_iter([Span::styled("slabs of blocks: ", DIM)].into_iter().chain(slabs)),
+        Line::from_iter([Span::styled("slabs: ", DIM)].into_iter().chain(slabs)),
         Line::from_iter(others),
         fitting(notes.map(|note| Span::styled(note, DIM)).to_vec(), area.width),
     ];

@@ -15,6 +15,8 @@ mod curves;
 mod help;
 mod map;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};

@@ -43,7 +43,7 @@ pub(super) fn draw_classes(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
         sorted(screen.sort, (a.rate, a.live_bytes), (b.rate, b.live_bytes)).then_with(by_size)
     });
     let cells: Vec<Vec<Cell>> = rows.into_iter().map(class_cells).collect();
-    draw(frame, area, screen, "size classes", &CLASSES, &cells);
+    draw(frame, area, screen, "classes", &CLASSES, &cells);
 }
 
 pub(super) fn draw_lanes(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
@@ -72,9 +72,9 @@ fn draw(frame: &mut Frame<'_>, area: Rect, screen: &Screen, what: &str, columns:
     let shown = &rows[first..rows.len().min(first + room)];
     let order = screen.sort.title();
     let title = match (shown.len(), rows.len()) {
-        (_, 0) => format!(" no {what} "),
-        (shown, all) if shown == all => format!(" {all} {what} {order} "),
-        (shown, all) => format!(" {what} {}-{} of {all} {order} ", first + 1, first + shown),
+        (_, 0) => format!("no {what} "),
+        (shown, all) if shown == all => format!("{all} {what} {order} "),
+        (shown, all) => format!("{what} {}-{} of {all} {order} ", first + 1, first + shown),
     };
     columns::draw(frame, area, columns, shown, section(title));
 }
