@@ -9,5 +9,6 @@
 
 mod basics;
 mod harness;
+mod map;
 mod top;
 mod watch;

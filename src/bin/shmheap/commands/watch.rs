@@ -36,6 +36,8 @@ pub(crate) struct Watch {
 #[derive(Debug, Serialize)]
 struct Line {
     time: String,
+    /// For how long the rates are the mean.
+    seconds: f64,
     used: u64,
     free: u64,
     largest_free: u64,
@@ -69,6 +71,7 @@ impl Line {
         let tenths = |number: f64| (number * 10.0).round() / 10.0;
         Self {
             time: written(sample.time),
+            seconds: (sample.apart.as_secs_f64() * 1000.0).round() / 1000.0,
             used: stats.used,
             free: stats.free,
             largest_free: stats.largest_free,
