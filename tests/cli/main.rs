@@ -8,4 +8,15 @@
 //! Each of the other files tests some subcommands.
 
 mod basics;
+mod check;
+#[path = "../common/mod.rs"]
+mod common;
 mod harness;
+mod images;
+mod shells;
+mod values;
+
+#[test]
+fn worker_entry() {
+    common::worker::dispatch(&[("hold a lane", harness::hold_a_lane)]);
+}

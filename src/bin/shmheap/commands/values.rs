@@ -21,6 +21,7 @@ use super::Named;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::Place;
+use crate::units::counted;
 use crate::{Outcome, Verdict};
 
 /// Says that a length follows.
@@ -99,7 +100,7 @@ impl fmt::Display for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { root, bytes, block, replaced } = self;
         let verb = if *replaced { "replaced" } else { "stored" };
-        writeln!(f, "{verb} {root}: {bytes} bytes at {block:#x}")
+        writeln!(f, "{verb} {root}: {} at {block:#x}", counted(*bytes as u64, "byte"))
     }
 }
 
@@ -115,7 +116,7 @@ struct Got {
 
 impl fmt::Display for Got {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {} bytes at {:#x}", self.root, self.bytes, self.block)
+        writeln!(f, "{}: {} at {:#x}", self.root, counted(self.bytes as u64, "byte"), self.block)
     }
 }
 
@@ -134,7 +135,7 @@ impl fmt::Display for Deleted {
 }
 
 /// The length that `put` has noted at the end of a block.
-fn noted_len(heap: &Heap, block: Offset, usable: usize) -> shmheap::Result<Option<usize>> {
+pub(super) fn noted_len(heap: &Heap, block: Offset, usable: usize) -> shmheap::Result<Option<usize>> {
     let Some(at) = usable.checked_sub(TRAILER) else { return Ok(None) };
     let mut trailer = [0; TRAILER];
     heap.copy_out_at(block, at, &mut trailer)?;
