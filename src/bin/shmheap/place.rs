@@ -59,8 +59,8 @@ impl Place {
     }
 
     /// Opens the heap for reading and writing.
-    pub(crate) fn open(&self, any_owner: bool) -> Result<Heap, Failure> {
-        self.open_with(&trusting(Heap::options(), any_owner), true)
+    pub(crate) fn open(&self) -> Result<Heap, Failure> {
+        self.open_with(&Heap::options(), true)
     }
 
     /// Opens the heap with these options.

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use shmheap::{Compression, Heap, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions};
 
-use super::Named;
+use super::{Changed, Named};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::Place;
@@ -24,7 +24,7 @@ const LISTED_MAX: usize = 20;
 #[derive(Debug, Args)]
 pub(crate) struct Save {
     #[command(flatten)]
-    named: Named,
+    heap: Changed,
     /// Path of the image, which is replaced as a whole
     #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     image: PathBuf,
@@ -34,9 +34,6 @@ pub(crate) struct Save {
     /// Let nobody allocate or free meanwhile: blocks, roots and contents of one moment
     #[arg(long)]
     freeze: bool,
-    /// Also a heap of another user
-    #[arg(long)]
-    any_owner: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -183,8 +180,8 @@ fn explain(image: &Path, error: shmheap::Error) -> Failure {
 
 impl Save {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open(self.any_owner)?;
+        let place = self.heap.place();
+        let heap = self.heap.open()?;
         let options = SaveOptions::new().compression(self.compress.into());
         let (bar, started) = (Bar::new(output, "saving"), Instant::now());
         let show = |progress| bar.show(progress);

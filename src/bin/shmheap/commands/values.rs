@@ -17,7 +17,7 @@ use clap::{Args, ValueHint};
 use serde::Serialize;
 use shmheap::{Error, Heap, Offset};
 
-use super::Named;
+use super::{Changed, Named};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::Place;
@@ -54,7 +54,7 @@ pub(crate) struct Get {
 #[derive(Debug, Args)]
 pub(crate) struct Put {
     #[command(flatten)]
-    named: Named,
+    heap: Changed,
     /// Name of the root
     #[arg(value_name = "ROOT")]
     root: String,
@@ -76,7 +76,7 @@ pub(crate) struct Put {
 #[derive(Debug, Args)]
 pub(crate) struct Del {
     #[command(flatten)]
-    named: Named,
+    heap: Changed,
     /// Name of the root
     #[arg(value_name = "ROOT")]
     root: String,
@@ -194,8 +194,8 @@ impl Get {
 
 impl Put {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open(false)?;
+        let place = self.heap.place();
+        let heap = self.heap.open()?;
         let value = self.value()?;
         let old = heap.root(&self.root).map_err(|error| place.explain(error))?;
         if let Some(old) = old.filter(|_| !self.force) {
@@ -279,8 +279,8 @@ fn not_ours(root: &str) -> Failure {
 
 impl Del {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open(false)?;
+        let place = self.heap.place();
+        let heap = self.heap.open()?;
         let found = heap.root(&self.root).map_err(|error| place.explain(error))?;
         if let Some(block) = found.filter(|_| !self.force && !self.keep_block) {
             let usable = heap.usable_size(block)?;
