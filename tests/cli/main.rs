@@ -8,7 +8,18 @@
 //! Each of the other files tests some subcommands.
 
 mod basics;
+mod check;
+#[path = "../common/mod.rs"]
+mod common;
 mod harness;
+mod images;
 mod map;
+mod shells;
 mod top;
+mod values;
 mod watch;
+
+#[test]
+fn worker_entry() {
+    common::worker::dispatch(&[("hold a lane", harness::hold_a_lane)]);
+}

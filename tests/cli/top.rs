@@ -133,8 +133,8 @@ fn top_shows_the_rates_of_a_heap_at_work_and_keys_change_the_view() {
     terminal.until_shown("ORPHANS");
     terminal.press("Tab");
     let screen = terminal.until_shown("FREE/S LOCK");
-    let own = screen.lines().find(|line| line.contains(&std::process::id().to_string())).expect("this process is attached");
-    assert!(own.contains("alive"), "{own}");
+    let own = row(&screen, "1 ").expect("the lane of this process");
+    assert_eq!((own[0], own[2]), (std::process::id().to_string().as_str(), "alive"), "{own:?}");
     terminal.press("s");
     terminal.until_shown("by bytes");
     terminal.press("Space");
@@ -180,10 +180,14 @@ fn top_ends_with_an_error_on_a_whole_terminal_when_the_heap_gets_corrupt() {
     assert!(screen.contains("is corrupt") && screen.contains("shmheap repair"), "{screen}");
 }
 
-/// Says that more pages are in use than there are (C2 of docs/FORMAT.md).
+/// Damages the page table's entry of a large block: says that it is longer than the heap (docs/FORMAT.md).
 pub(crate) fn corrupt(heap: &Heap) {
+    let attached = heap.open();
+    let block = attached.allocate(100_000).expect("room");
+    let table = (attached.pages_start() + attached.total_size()).next_multiple_of(64);
+    let entry = table + (block.get() - attached.pages_start()) / attached.page_size() * 8;
     let file = fs::OpenOptions::new().write(true).open(heap.path()).expect("the heap is there");
-    file.write_all_at(&u64::MAX.to_ne_bytes(), 0xc0).expect("a page of memory");
+    file.write_all_at(&(0xffff_ffff_u64 << 32 | 2).to_ne_bytes(), entry).expect("it can be written to");
 }
 
 #[test]
