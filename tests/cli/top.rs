@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -31,7 +32,9 @@ fn has_tmux() -> bool {
 impl Terminal {
     /// Runs `top` on a heap. When it has ended its exit code is printed, and then whether the terminal has its usual modes.
     fn with_top(heap: &Heap, more: &str) -> Self {
-        let terminal = Self { server: format!("{}-tmux", heap.name()) };
+        // A server that was told to end may still be there when the next one starts.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let terminal = Self { server: format!("{}-{}", heap.name(), NEXT.fetch_add(1, Ordering::Relaxed)) };
         let program = env!("CARGO_BIN_EXE_shmheap");
         let script = format!(
             "echo started before; {program} top {} {more}; echo \"ended with $?\"; stty -a | tr ' ;' '\\n\\n' \
@@ -133,8 +136,10 @@ fn top_shows_the_rates_of_a_heap_at_work_and_keys_change_the_view() {
     terminal.until_shown("ORPHANS");
     terminal.press("Tab");
     let screen = terminal.until_shown("FREE/S LOCK");
-    let own = row(&screen, "1 ").expect("the lane of this process");
-    assert_eq!((own[0], own[2]), (std::process::id().to_string().as_str(), "alive"), "{own:?}");
+    let (pid, word) =
+        (std::process::id().to_string(), |line: &str, index| line.split_whitespace().nth(index).map(str::to_owned));
+    let own = screen.lines().find(|line| word(line, 1).as_ref() == Some(&pid)).expect("this process is attached");
+    assert_eq!(word(own, 3).as_deref(), Some("alive"), "{own}");
     terminal.press("s");
     terminal.until_shown("by bytes");
     terminal.press("Space");

@@ -1,6 +1,6 @@
 //! `watch`: a line a second, and how it ends.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,9 @@ use crate::top::corrupt;
 
 /// The longest that a load lasts, should nobody end it.
 const LOAD_MAX: Duration = Duration::from_secs(300);
+
+/// The longest that a program may take to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A thread that allocates and frees blocks of one size, until this is dropped.
 #[derive(Debug)]
@@ -74,9 +77,18 @@ impl Watching {
         line.trim_end().to_owned()
     }
 
-    /// Everything that it prints from now on, and how it ends.
+    /// Everything that it prints from now on, and how it ends; which it must within [`PATIENCE`].
     fn end(mut self) -> (Vec<String>, Ran) {
-        let lines = self.lines.by_ref().lines().collect::<Result<_, _>>().expect("the program prints UTF-8");
+        let reader = std::thread::spawn(move || self.lines.lines().collect::<Result<Vec<_>, _>>());
+        let started = Instant::now();
+        while self.child.try_wait().expect("it is a child").is_none() {
+            if started.elapsed() > PATIENCE {
+                self.child.kill().expect("it is running");
+                panic!("watch goes on");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let lines = reader.join().expect("the reader ends with the program").expect("the program prints UTF-8");
         (lines, self.child.wait_with_output().expect("it has ended").into())
     }
 }
