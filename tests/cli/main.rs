@@ -20,3 +20,4 @@ mod values;
 fn worker_entry() {
     common::worker::dispatch(&[("hold a lane", harness::hold_a_lane)]);
 }
+mod map;

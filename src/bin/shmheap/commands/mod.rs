@@ -6,6 +6,7 @@ mod completions;
 mod create;
 mod image;
 mod ls;
+mod map;
 mod rm;
 mod stat;
 mod values;
@@ -96,6 +97,8 @@ pub(crate) enum Command {
     Completions(completions::Completions),
     /// Write man pages
     Man(completions::Man),
+    /// Draw a heap: what stands where
+    Map(map::Draw),
 }
 
 impl Command {
@@ -121,6 +124,7 @@ impl Command {
             Self::Diff(command) => command.run(output),
             Self::Completions(command) => command.run(output),
             Self::Man(command) => command.run(output),
+            Self::Map(command) => command.run(output),
         }
     }
 }
