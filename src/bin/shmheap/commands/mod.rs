@@ -1,6 +1,8 @@
 //! The subcommands, one file or folder each.
 
 mod create;
+mod doctor;
+mod gc;
 mod ls;
 mod rm;
 mod stat;
@@ -30,6 +32,10 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     /// Tell all about a heap in numbers
     Stat(stat::Stat),
+    /// Look at this system and say what is in the way of heaps
+    Doctor(doctor::Doctor),
+    /// Remove what creators, broken heaps and absent users have left
+    Gc(gc::Gc),
 }
 
 impl Command {
@@ -39,6 +45,8 @@ impl Command {
             Self::Rm(command) => command.run(output),
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
+            Self::Doctor(command) => command.run(output),
+            Self::Gc(command) => command.run(output),
         }
     }
 }
