@@ -1,11 +1,16 @@
 //! The subcommands, one file or folder each.
 
+mod blocks;
+mod check;
+mod completions;
 mod create;
 mod doctor;
 mod gc;
+mod image;
 mod ls;
 mod rm;
 mod stat;
+mod values;
 
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
@@ -32,6 +37,38 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     /// Tell all about a heap in numbers
     Stat(stat::Stat),
+    /// List the allocated blocks
+    Blocks(blocks::Blocks),
+    /// List the names by which blocks are found
+    Roots(blocks::Roots),
+    /// Print the bytes that a root leads to
+    Get(values::Get),
+    /// Store bytes or text under a name
+    Put(values::Put),
+    /// Remove a root and free its block
+    Del(values::Del),
+    /// Show the bytes of a block
+    Dump(blocks::Dump),
+    /// Check whether a heap is sound
+    Validate(check::Validate),
+    /// Make a damaged heap sound again
+    Repair(check::Repair),
+    /// See to those who died while they used a heap
+    Recover(check::Recover),
+    /// Give unused memory back to the system
+    Trim(check::Trim),
+    /// Save an image of a heap to a file
+    Save(image::Save),
+    /// Load an image as a new heap
+    Load(image::Load),
+    /// Check an image
+    Verify(image::Verify),
+    /// Compare two images
+    Diff(image::Diff),
+    /// Print a shell's completion script
+    Completions(completions::Completions),
+    /// Write man pages
+    Man(completions::Man),
     /// Look at this system and say what is in the way of heaps
     Doctor(doctor::Doctor),
     /// Remove what creators, broken heaps and absent users have left
@@ -45,6 +82,22 @@ impl Command {
             Self::Rm(command) => command.run(output),
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
+            Self::Blocks(command) => command.run(output),
+            Self::Roots(command) => command.run(output),
+            Self::Get(command) => command.run(output),
+            Self::Put(command) => command.run(output),
+            Self::Del(command) => command.run(output),
+            Self::Dump(command) => command.run(output),
+            Self::Validate(command) => command.run(output),
+            Self::Repair(command) => command.run(output),
+            Self::Recover(command) => command.run(output),
+            Self::Trim(command) => command.run(output),
+            Self::Save(command) => command.run(output),
+            Self::Load(command) => command.run(output),
+            Self::Verify(command) => command.run(output),
+            Self::Diff(command) => command.run(output),
+            Self::Completions(command) => command.run(output),
+            Self::Man(command) => command.run(output),
             Self::Doctor(command) => command.run(output),
             Self::Gc(command) => command.run(output),
         }

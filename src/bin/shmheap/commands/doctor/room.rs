@@ -97,18 +97,16 @@ fn filled(space: Space, container: Option<&str>) -> Finding {
 /// The kind of container that this runs in, if any.
 fn container(system: &System) -> Option<&'static str> {
     let groups = system.read("proc/1/cgroup").unwrap_or_default() + &system.read("proc/self/cgroup").unwrap_or_default();
-    let is_in = |names: &[&str]| names.iter().any(|name| groups.contains(name));
-    if system.exists("run/secrets/kubernetes.io") || is_in(&["kubepods"]) {
-        Some("Kubernetes")
-    } else if system.exists("run/.containerenv") || is_in(&["libpod"]) {
-        Some("Podman")
-    } else if system.exists(".dockerenv") || is_in(&["/docker/", "/docker-", "/containerd/", "cri-containerd-"]) {
-        Some("Docker")
-    } else if is_in(&["/lxc/", "/lxc.payload"]) {
-        Some("LXC")
-    } else {
-        None
-    }
+    let marks = [("run/secrets/kubernetes.io", "Kubernetes"), ("run/.containerenv", "Podman"), (".dockerenv", "Docker")];
+    let by_mark = marks.into_iter().find(|(path, _)| system.exists(path));
+    let names = [
+        ("kubepods", "Kubernetes"),
+        ("libpod", "Podman"),
+        ("/docker", "Docker"),
+        ("containerd-", "Docker"),
+        ("/lxc", "LXC"),
+    ];
+    by_mark.or_else(|| names.into_iter().find(|(name, _)| groups.contains(name))).map(|(_, kind)| kind)
 }
 
 fn contained(system: &System, container: Option<&str>, space: Option<Space>) -> Finding {

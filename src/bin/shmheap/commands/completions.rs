@@ -1,0 +1,53 @@
+//! `completions` and `man`: what shells and `man` want to know of the program.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, ValueHint};
+use clap_complete::env::Shells;
+
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::{Cli, Outcome, Verdict};
+
+/// Prints a script that makes a shell complete this program's arguments, the names of heaps included.
+///
+/// bash: source <(shmheap completions bash); zsh: source <(shmheap completions zsh); fish: shmheap completions fish | source
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// Which shell
+    #[arg(value_parser = ["bash", "elvish", "fish", "powershell", "zsh"])]
+    shell: String,
+}
+
+impl Completions {
+    pub(crate) fn run(self, output: &Output) -> Outcome {
+        let shells = Shells::builtins();
+        let completer = shells.completer(&self.shell).ok_or_else(|| Failure::cannot("no such shell is known"))?;
+        let mut script = Vec::new();
+        // The script calls the program by its name, so that it goes on working when the program moves.
+        completer.write_registration("COMPLETE", "shmheap", "shmheap", "shmheap", &mut script).map_err(Failure::cannot)?;
+        output.bytes(&script)?;
+        Ok(Verdict::Fine)
+    }
+}
+
+/// Writes man pages, one for the program and one for each subcommand.
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Folder to write them to; it is made if it does not exist
+    #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    folder: PathBuf,
+}
+
+impl Man {
+    pub(crate) fn run(self, output: &Output) -> Outcome {
+        let written =
+            std::fs::create_dir_all(&self.folder).and_then(|()| clap_mangen::generate_to(Cli::command(), &self.folder));
+        written.map_err(|error| Failure::cannot(format!("{}: {error}", self.folder.display())))?;
+        if !output.is_json() {
+            output
+                .line(&format!("wrote the pages to {0}; look at them with: man -l {0}/shmheap.1", self.folder.display()))?;
+        }
+        Ok(Verdict::Fine)
+    }
+}
