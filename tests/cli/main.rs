@@ -4,8 +4,13 @@
 //! |---|---|---|
 //! | [`Heap`](harness::Heap) | `harness.rs` | a heap under a name of its own, removed when it is dropped |
 //! | run | `harness.rs` | one call of the program, to its end |
+//! | [`Stage`](stage::Stage) | `stage.rs` | a shell with a /dev/shm of its own |
 //!
 //! Each of the other files tests some subcommands.
 
 mod basics;
+mod doctor;
+mod gc;
 mod harness;
+mod stage;
+mod troubles;

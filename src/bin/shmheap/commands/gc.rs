@@ -193,9 +193,11 @@ impl Gc {
             return Ok(true);
         }
         let name = &segment.name;
-        let is_the_same =
-            |now: &SegmentInfo| now.kind == segment.kind && now.owner == segment.owner && now.attached == Some(false);
-        if !Heap::segment(name).is_ok_and(|now| is_the_same(&now)) {
+        let is_the_same = |now: &SegmentInfo| {
+            now.name == *name && now.kind == segment.kind && now.owner == segment.owner && now.attached == Some(false)
+        };
+        // Listed anew, because a temporary name cannot be asked for.
+        if !Heap::segments()?.iter().any(is_the_same) {
             return Ok(false);
         }
         match std::fs::remove_file(Path::new("/dev/shm").join(name)) {

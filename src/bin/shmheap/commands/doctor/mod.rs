@@ -143,7 +143,10 @@ impl fmt::Display for Diagnosis {
             }
         }
         let Self { problems, warnings, notes, checks } = self;
-        writeln!(f, "{} checks: {problems} problems, {warnings} warnings, {notes} notes", checks.len())
+        let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let (problems, warnings, notes) =
+            (counted(*problems, "problem"), counted(*warnings, "warning"), counted(*notes, "note"));
+        writeln!(f, "{}: {problems}, {warnings}, {notes}", counted(checks.len(), "check"))
     }
 }
 

@@ -127,7 +127,8 @@ fn contained(system: &System, container: Option<&str>, space: Option<Space>) -> 
             "Podman" => "podman run --shm-size=1g ...".to_owned(),
             _ => "docker run --shm-size=1g ... (in a compose file: shm_size: 1g)".to_owned(),
         };
-        let found = format!("a container ({kind}) whose /dev/shm has {} only, the default of containers", size(all));
+        let found =
+            format!("a container ({kind}) whose /dev/shm has {} only; 64 MiB is the default of containers", size(all));
         return Finding::warning(CHECK, found).remedy(flag).numbers([("size", all)]);
     }
     let found = format!(
