@@ -14,4 +14,4 @@ cd "$(dirname "$0")/.."
 # the lock word, where it matters most, is modelled by tests/loom_lock/main.rs.
 MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-strict-provenance -Zmiri-disable-weak-memory-emulation ${MIRIFLAGS:-}"
 export MIRIFLAGS
-exec cargo +nightly miri test --lib --test in_memory "$@"
+exec cargo +nightly miri test --no-default-features --lib --test in_memory "$@"

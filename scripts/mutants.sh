@@ -14,6 +14,6 @@ for file in journal recovery alloc/orphan alloc/slab heap/cells heap/moves heap/
     core+=(--file "src/$file.rs")
 done
 common=(--jobs 2 --output target "${core[@]}")
-cargo mutants "${common[@]}" --timeout 60 -- --lib --test in_memory --test model --test roots --test loom_lock || true
-cargo mutants "${common[@]}" --timeout 100 --iterate -- --test sweep -- quick || true
+cargo mutants "${common[@]}" --timeout 60 -- --no-default-features --lib --test in_memory --test model --test roots --test loom_lock || true
+cargo mutants "${common[@]}" --timeout 100 --iterate -- --no-default-features --test sweep -- quick || true
 cat target/mutants.out/missed.txt

@@ -192,9 +192,14 @@ fn parents_lane_dies_with_it_whatever_its_child(does: &str) {
     assert!(!dead.alive, "a child keeps the lane of its dead parent alive: {dead:?}");
     assert_eq!(heap.recover(), Ok(1));
     assert_eq!(lane_of(&heap, worker.pid()), None);
+    let is_attached = || Heap::segment(segment.name()).expect("it is there").attached;
+    drop(heap);
+    assert_eq!(is_attached(), Some(true), "the child has it attached, with an open file of its own");
     worker.hang_up();
     worker.expect("the child is done");
     assert_eq!(worker.line_or_end(), None);
+    until("nobody has it attached", || is_attached() == Some(false));
+    let heap = segment.open();
     assert_emptied(&heap);
 }
 

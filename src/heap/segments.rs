@@ -93,8 +93,8 @@ impl Heap {
     /// Removes the names that creators have left who died while they created a heap, and returns them. Heaps are not
     /// touched.
     ///
-    /// Only where the file system behind /dev/shm cannot make files without a name is there ever anything to remove, and each
-    /// creation does the same.
+    /// Only where the file system behind /dev/shm cannot make files without a name is there ever anything to remove, and
+    /// each creation does the same.
     ///
     /// # Errors
     ///

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::common::worker::{Worker, hear, parameter, say};
+
 /// A heap's name that no other test and no other run has. What stands there is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Heap {
@@ -44,6 +46,21 @@ impl Drop for Heap {
         // Not by way of the program: what is tested does not clean up after its own test.
         let _ = std::fs::remove_file(self.path());
     }
+}
+
+/// A process that has a lane of the heap, and a block of 100 bytes; to be killed, or to end with the test.
+pub(crate) fn holder(heap: &Heap) -> Worker {
+    let mut worker = Worker::start("hold a lane", &[("NAME", heap.name())]);
+    assert_eq!(worker.line(), "ready");
+    worker
+}
+
+/// What that process does.
+pub(crate) fn hold_a_lane() {
+    let heap = shmheap::Heap::open(&parameter("NAME")).expect("the heap is there");
+    heap.allocate(100).expect("room");
+    say("ready");
+    hear();
 }
 
 /// How a run ended.

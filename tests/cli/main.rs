@@ -9,8 +9,23 @@
 //! Each of the other files tests some subcommands.
 
 mod basics;
+mod check;
+#[path = "../common/mod.rs"]
+mod common;
 mod doctor;
 mod gc;
 mod harness;
+mod images;
+mod shells;
 mod stage;
 mod troubles;
+mod values;
+
+#[test]
+fn worker_entry() {
+    common::worker::dispatch(&[
+        ("hold a lane", harness::hold_a_lane),
+        ("stop at work", troubles::stop_at_work),
+        ("stop with the lock", troubles::stop_with_the_lock),
+    ]);
+}

@@ -116,11 +116,11 @@ impl Stage {
         last
     }
 
-    /// Starts this test program in the background, in a role of [`crate::troubles`]; returns its pid.
+    /// Starts this test program in the background as a worker in this role; returns its pid.
     pub(crate) fn start(&mut self, role: &str, heap: &str) -> i32 {
         let program = std::env::current_exe().expect("a test program knows where it is");
-        let arguments = "troubles::worker_entry --exact --nocapture --test-threads=1";
-        let variables = format!("SHMHEAP_TEST_ROLE={role} SHMHEAP_TEST_HEAP={heap}");
+        let arguments = "worker_entry --exact --nocapture --test-threads=1";
+        let variables = format!("SHMHEAP_TEST_WORKER='{role}' SHMHEAP_TEST_HEAP={heap}");
         let pid = self.prepare(&[&format!("{variables} {} {arguments} >role.out 2>&1 & echo $!", program.display())]);
         pid.trim().parse().expect("a pid")
     }

@@ -7,10 +7,10 @@
 use std::path::Path;
 
 use nix::sys::signal::{Signal, raise};
-use nix::unistd::alarm;
 use shmheap::Heap;
 use snapbox::{Assert, IntoData};
 
+use crate::common::worker::parameter;
 use crate::stage::Stage;
 
 /// The pid that stands on the pages.
@@ -68,24 +68,20 @@ fn holds(name: &str, stage: &mut Stage, pid: Option<i32>) {
     }
 }
 
-/// What the processes do that a page is about; each [`Stage::start`] names one.
-#[test]
-fn worker_entry() {
-    let (Ok(role), Ok(name)) = (std::env::var("SHMHEAP_TEST_ROLE"), std::env::var("SHMHEAP_TEST_HEAP")) else { return };
-    // Nobody ends it if the test comes to no good end.
-    alarm::set(150);
-    let heap = Heap::open(&name).expect("the heap is there");
+/// A process that stands still with a block in its hands.
+pub(crate) fn stop_at_work() {
+    let heap = Heap::open(&parameter("HEAP")).expect("the heap is there");
     let block = heap.allocate(1000).expect("room");
-    match role.as_str() {
-        "stop-at-work" => raise(Signal::SIGSTOP).expect("it stops"),
-        "stop-with-lock" => {
-            let frozen = heap.freeze().expect("nobody is in the way");
-            raise(Signal::SIGSTOP).expect("it stops");
-            drop(frozen);
-        }
-        other => panic!("there is no role {other}"),
-    }
-    heap.deallocate(block).expect("the block is ours");
+    raise(Signal::SIGSTOP).expect("it stops");
+    heap.deallocate(block).expect("the block is its own");
+}
+
+/// A process that stands still with the heap lock in its hands.
+pub(crate) fn stop_with_the_lock() {
+    let heap = Heap::open(&parameter("HEAP")).expect("the heap is there");
+    let frozen = heap.freeze().expect("nobody is in the way");
+    raise(Signal::SIGSTOP).expect("it stops");
+    drop(frozen);
 }
 
 #[test]
@@ -102,7 +98,7 @@ fn the_page_on_a_full_dev_shm_holds() {
 fn the_page_on_a_stuck_process_holds() {
     let Some(mut stage) = Stage::new("the_page_on_a_stuck_process_holds", "64M") else { return };
     stage.prepare(&["shmheap create orders"]);
-    let pid = stage.start("stop-with-lock", "orders");
+    let pid = stage.start("stop with the lock", "orders");
     stage.await_state(pid, 'T');
     holds("stuck-process.md", &mut stage, Some(pid));
 }
@@ -157,9 +153,9 @@ fn the_page_on_killed_workers_holds() {
         stage.await_state(pid, 'T');
         stage.run(&format!("kill -KILL {pid}; wait {pid}"));
     };
-    let at_work = stage.start("stop-at-work", "orders");
+    let at_work = stage.start("stop at work", "orders");
     kill(&mut stage, at_work);
-    let with_lock = stage.start("stop-with-lock", "sessions");
+    let with_lock = stage.start("stop with the lock", "sessions");
     kill(&mut stage, with_lock);
     holds("killed-worker.md", &mut stage, Some(with_lock));
 }

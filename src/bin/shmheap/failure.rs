@@ -143,7 +143,7 @@ impl From<Error> for Failure {
             ),
             Error::Unrecovered { holder_pid } => Self::wrong(
                 format!("pid {holder_pid} died while it changed the heap, and nobody has used the heap since"),
-                "shmheap repair NAME finishes or undoes what it had begun",
+                "shmheap recover NAME finishes or undoes what it had begun",
             ),
             Error::InUse { name, pid } => Self::cannot_but(
                 format!("{name:?} is in use by pid {pid}, and can only be repaired when nobody uses it"),

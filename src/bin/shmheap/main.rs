@@ -12,8 +12,8 @@
 //! The program uses the library's public interface only. What only reads opens heaps read-only: it takes no lane, waits for
 //! no lock and disturbs nobody.
 //!
-//! Exit codes: 0 all is well; 1 something is wrong with what was looked at; 2 the command line makes no sense; 3 it could not
-//! be done.
+//! Exit codes: 0 all is well; 1 something is wrong with what was looked at; 2 the command line makes no sense; 3 it could
+//! not be done.
 
 mod commands;
 mod failure;

@@ -24,7 +24,7 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// A word with a slash in it is a file's path; but `/name`, as POSIX writes the names of segments, is also taken for one.
+    /// A word with a slash in it is a file's path; but `/name`, as POSIX writes segments' names, is also taken for one.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("a heap's name is not empty".to_owned());
@@ -59,8 +59,8 @@ impl Place {
     }
 
     /// Opens the heap for reading and writing.
-    pub(crate) fn open(&self, any_owner: bool) -> Result<Heap, Failure> {
-        self.open_with(&trusting(Heap::options(), any_owner), true)
+    pub(crate) fn open(&self) -> Result<Heap, Failure> {
+        self.open_with(&Heap::options(), true)
     }
 
     /// Opens the heap with these options.

@@ -60,6 +60,12 @@ pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
+/// A number of things: `1 block`, `2 blocks`.
+pub(crate) fn counted(number: impl Into<u64>, what: &str) -> String {
+    let number = number.into();
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
 /// A count per second, or any large count, in at most four digits and a unit.
 pub(crate) fn count(number: f64) -> String {
     let units = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
@@ -92,6 +98,11 @@ mod tests {
         assert_eq!(parse_duration("1.5"), Ok(Duration::from_millis(1500)));
         assert_eq!(parse_duration("200ms"), Ok(Duration::from_millis(200)));
         assert!(parse_duration("soon").is_err() && parse_duration("-1").is_err());
+    }
+
+    #[test]
+    fn one_thing_has_no_plural() {
+        assert_eq!((counted(1u64, "block"), counted(0u64, "block")), ("1 block".to_owned(), "0 blocks".to_owned()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use shmheap::{BlockInfo, Error, Heap, Offset, OffsetFault};
 use super::Named;
 use crate::failure::Failure;
 use crate::output::{self, DIM, Output, styled};
-use crate::units::{self, size};
+use crate::units::{self, counted, size};
 use crate::{Outcome, Verdict};
 
 /// Lists the allocated blocks.
@@ -93,7 +93,8 @@ impl fmt::Display for BlockList {
         }
         let hidden = self.total.saturating_sub(self.blocks.len());
         let more = if hidden == 0 { String::new() } else { format!("; {hidden} are not shown, --all shows them") };
-        writeln!(f, "{}", styled(DIM, format_args!("{} blocks of {}{more}", self.total, size(self.bytes))))
+        let total = counted(self.total as u64, "block");
+        writeln!(f, "{}", styled(DIM, format_args!("{total} of {}{more}", size(self.bytes))))
     }
 }
 
@@ -179,7 +180,7 @@ impl fmt::Display for RootList {
         if !self.roots.is_empty() {
             f.write_str(&output::lines_of(&table))?;
         }
-        writeln!(f, "{}", styled(DIM, format_args!("{} roots, {} slots", self.roots.len(), self.slots)))
+        writeln!(f, "{}", styled(DIM, format_args!("{}, {} slots", counted(self.roots.len() as u64, "root"), self.slots)))
     }
 }
 
@@ -217,7 +218,8 @@ impl Roots {
 
 /// The first bytes of a block, as text with escapes, up to where only zeros follow.
 fn start_of(heap: &Heap, block: Offset, size: usize) -> String {
-    let mut bytes = vec![0; size.min(START_LEN)];
+    let len = super::values::noted_len(heap, block, size).ok().flatten().unwrap_or(size);
+    let mut bytes = vec![0; len.min(START_LEN)];
     if heap.copy_out(block, &mut bytes).is_err() {
         return String::new();
     }

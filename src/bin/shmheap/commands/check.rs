@@ -6,9 +6,9 @@ use clap::Args;
 use serde::Serialize;
 use shmheap::{Corruption, Heap, Remedy, RepairAction, RepairReport};
 
-use super::Named;
+use super::{Changed, Named};
 use crate::output::{BAD, GOOD, Output, styled};
-use crate::place::{Place, trusting};
+use crate::place::Place;
 use crate::{Outcome, Verdict, units};
 
 /// Checks every invariant of a heap and tells what is wrong, and where. Changes nothing, and takes no lock.
@@ -69,13 +69,10 @@ impl Validate {
 #[derive(Debug, Args)]
 pub(crate) struct Repair {
     #[command(flatten)]
-    named: Named,
+    heap: Changed,
     /// Only tell what would be done; exit code 1 if there is anything
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// Also a heap of another user
-    #[arg(long)]
-    any_owner: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,8 +133,8 @@ impl fmt::Display for Repaired {
 
 impl Repair {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let options = trusting(Heap::options().dry_run(self.dry_run), self.any_owner);
+        let place = self.heap.place();
+        let options = self.heap.trusting(Heap::options().dry_run(self.dry_run));
         let report = match place {
             Place::Segment(name) => options.repair(name),
             Place::File(path) => options.repair_file(path),
@@ -155,10 +152,7 @@ impl Repair {
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
     #[command(flatten)]
-    named: Named,
-    /// Also a heap of another user
-    #[arg(long)]
-    any_owner: bool,
+    heap: Changed,
 }
 
 #[derive(Debug, Serialize)]
@@ -179,10 +173,10 @@ impl fmt::Display for Recovered {
 
 impl Recover {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
+        let place = self.heap.place();
         // Attaching for writing recovers; what there was to do is seen before it.
         let before = place.open_read_only()?.stats().map_err(|error| place.explain(error))?.lanes_dead;
-        let heap = place.open(self.any_owner)?;
+        let heap = self.heap.open()?;
         let more = heap.recover().map_err(|error| place.explain(error))?;
         output.print(&Recovered { name: place.text(), lanes: before.max(more) })?;
         Ok(Verdict::Fine)
@@ -193,10 +187,7 @@ impl Recover {
 #[derive(Debug, Args)]
 pub(crate) struct Trim {
     #[command(flatten)]
-    named: Named,
-    /// Also a heap of another user
-    #[arg(long)]
-    any_owner: bool,
+    heap: Changed,
 }
 
 #[derive(Debug, Serialize)]
@@ -215,8 +206,8 @@ impl fmt::Display for Trimmed {
 
 impl Trim {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open(self.any_owner)?;
+        let place = self.heap.place();
+        let heap = self.heap.open()?;
         let given_back = heap.trim().map_err(|error| place.explain(error))?;
         let taken = heap.stats().map_err(|error| place.explain(error))?.taken;
         output.print(&Trimmed { name: place.text(), given_back, taken })?;

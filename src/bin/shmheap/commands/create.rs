@@ -64,7 +64,7 @@ impl Create {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         let place = &self.named.place;
         let (heap, created) = match self.create(place) {
-            Err(shmheap::Error::AlreadyExists { .. }) if self.if_missing => (place.open(false)?, false),
+            Err(shmheap::Error::AlreadyExists { .. }) if self.if_missing => (place.open()?, false),
             made => (made.map_err(|error| place.explain(error))?, true),
         };
         output.print(&Created {

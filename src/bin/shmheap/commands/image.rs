@@ -10,11 +10,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use shmheap::{Compression, Heap, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions};
 
-use super::Named;
+use super::{Changed, Named};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::Place;
-use crate::units::{self, size};
+use crate::units::{self, counted, size};
 use crate::{Outcome, Verdict};
 
 /// Most blocks of each kind that `diff` lists.
@@ -24,7 +24,7 @@ const LISTED_MAX: usize = 20;
 #[derive(Debug, Args)]
 pub(crate) struct Save {
     #[command(flatten)]
-    named: Named,
+    heap: Changed,
     /// Path of the image, which is replaced as a whole
     #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     image: PathBuf,
@@ -34,9 +34,6 @@ pub(crate) struct Save {
     /// Let nobody allocate or free meanwhile: blocks, roots and contents of one moment
     #[arg(long)]
     freeze: bool,
-    /// Also a heap of another user
-    #[arg(long)]
-    any_owner: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -164,7 +161,8 @@ impl fmt::Display for ImageReport {
             None => writeln!(f, "{image}: every byte is as it was saved, {} ago", units::age(self.saved_ms))?,
         }
         let Self { blocks, used, roots, capacity, .. } = self;
-        writeln!(f, "  {blocks} blocks of {}, {roots} roots, of a heap of {}", size(*used), size(*capacity))?;
+        let (blocks, roots) = (counted(*blocks, "block"), counted(*roots, "root"));
+        writeln!(f, "  {blocks} of {}, {roots}, of a heap of {}", size(*used), size(*capacity))?;
         let (len, taken) = (size(self.image_len), size(self.image_taken));
         writeln!(f, "  image {len}, of which {taken} are on disk; compression {}", self.compression)?;
         let speed = size((self.data_len as f64 / self.seconds.max(1e-9)) as u64);
@@ -182,8 +180,8 @@ fn explain(image: &Path, error: shmheap::Error) -> Failure {
 
 impl Save {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open(self.any_owner)?;
+        let place = self.heap.place();
+        let heap = self.heap.open()?;
         let options = SaveOptions::new().compression(self.compress.into());
         let (bar, started) = (Bar::new(output, "saving"), Instant::now());
         let show = |progress| bar.show(progress);
@@ -276,7 +274,7 @@ impl fmt::Display for DiffReport {
         let all = [('+', "allocated", &self.allocated), ('-', "freed", &self.freed), ('~', "changed", &self.changed)];
         for (sign, what, blocks) in all.into_iter().filter(|(.., blocks)| !blocks.is_empty()) {
             let bytes: u64 = blocks.iter().map(|block| block.size).sum();
-            writeln!(f, "{} blocks of {} {what}", blocks.len(), size(bytes))?;
+            writeln!(f, "{} of {} {what}", counted(blocks.len() as u64, "block"), size(bytes))?;
             for Block { offset, size } in blocks.iter().take(LISTED_MAX) {
                 writeln!(f, "  {sign} {offset:#x} {size} bytes")?;
             }
@@ -289,8 +287,8 @@ impl fmt::Display for DiffReport {
             names.iter().try_for_each(|name| writeln!(f, "{sign} root {name}"))?;
         }
         match self.same {
-            true => writeln!(f, "the same: {} blocks and all roots", self.unchanged),
-            false => writeln!(f, "{} blocks unchanged", self.unchanged),
+            true => writeln!(f, "the same: {} and all roots", counted(self.unchanged, "block")),
+            false => writeln!(f, "{} unchanged", counted(self.unchanged, "block")),
         }
     }
 }

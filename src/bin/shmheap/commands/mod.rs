@@ -15,7 +15,10 @@ mod values;
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
 
+use shmheap::{Heap, Options};
+
 use crate::Outcome;
+use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::{self, Place};
 
@@ -25,6 +28,32 @@ pub(crate) struct Named {
     /// Name of the heap, or path of the file that it is in
     #[arg(value_name = "NAME", value_parser = Place::parse, add = ArgValueCompleter::new(place::complete))]
     pub(crate) place: Place,
+}
+
+/// The heap that a command is about, which it changes.
+#[derive(Debug, Args)]
+pub(crate) struct Changed {
+    #[command(flatten)]
+    named: Named,
+    /// Also a heap of another user, or one that others may write to
+    #[arg(long)]
+    any_owner: bool,
+}
+
+impl Changed {
+    pub(crate) fn place(&self) -> &Place {
+        &self.named.place
+    }
+
+    /// Opens the heap for reading and writing.
+    pub(crate) fn open(&self) -> Result<Heap, Failure> {
+        self.place().open_with(&self.trusting(Heap::options()), true)
+    }
+
+    /// The same options, for whoever is trusted.
+    pub(crate) fn trusting(&self, options: Options) -> Options {
+        place::trusting(options, self.any_owner)
+    }
 }
 
 #[derive(Debug, Subcommand)]

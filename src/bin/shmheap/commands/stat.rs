@@ -10,7 +10,7 @@ use super::Named;
 use crate::output::{self, BAD, DIM, Output, STRONG, WARNING, styled};
 use crate::place::Place;
 use crate::processes::{self, Process};
-use crate::units::{self, percent, size};
+use crate::units::{self, counted, percent, size};
 use crate::{Outcome, Verdict};
 
 /// Tells all about a heap in numbers: sizes, size classes, lanes, roots.
@@ -159,14 +159,14 @@ impl fmt::Display for StatReport {
             format!("{} ({} bytes), pages of {}", size(self.capacity), self.capacity, size(self.page_size)),
         )?;
         let used = percent(self.used, self.pages_bytes);
-        line(f, "used", format!("{} in {} blocks, {used} of the pages", size(self.used), self.allocated_blocks))?;
+        line(f, "used", format!("{} in {}, {used} of the pages", size(self.used), counted(self.allocated_blocks, "block")))?;
         let (largest, smallest) = (size(self.largest_free), size(self.smallest_free));
-        let runs =
-            format!("{} in {} runs, the largest {largest}, the smallest {smallest}", size(self.free), self.free_blocks);
+        let runs = counted(self.free_blocks, "run");
+        let runs = format!("{} in {runs}, the largest {largest}, the smallest {smallest}", size(self.free));
         line(f, "free", runs)?;
         let fragmented = size(self.fragmentation_bytes);
         line(f, "fragmentation", format!("{:.1} % ({fragmented} outside the largest run)", self.fragmentation * 100.0))?;
-        line(f, "memory taken", format!("{} of the capacity", size(self.taken)))?;
+        line(f, "memory taken", format!("{} ({} of the capacity)", size(self.taken), percent(self.taken, self.capacity)))?;
         line(f, "slab ends", size(self.slab_ends))?;
         line(f, "created", format!("{} ago", units::age(self.created_ms)))?;
         if self.unlinked {

@@ -17,10 +17,11 @@ use clap::{Args, ValueHint};
 use serde::Serialize;
 use shmheap::{Error, Heap, Offset};
 
-use super::Named;
+use super::{Changed, Named};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::Place;
+use crate::units::counted;
 use crate::{Outcome, Verdict};
 
 /// Says that a length follows.
@@ -53,7 +54,7 @@ pub(crate) struct Get {
 #[derive(Debug, Args)]
 pub(crate) struct Put {
     #[command(flatten)]
-    named: Named,
+    heap: Changed,
     /// Name of the root
     #[arg(value_name = "ROOT")]
     root: String,
@@ -75,7 +76,7 @@ pub(crate) struct Put {
 #[derive(Debug, Args)]
 pub(crate) struct Del {
     #[command(flatten)]
-    named: Named,
+    heap: Changed,
     /// Name of the root
     #[arg(value_name = "ROOT")]
     root: String,
@@ -99,7 +100,7 @@ impl fmt::Display for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { root, bytes, block, replaced } = self;
         let verb = if *replaced { "replaced" } else { "stored" };
-        writeln!(f, "{verb} {root}: {bytes} bytes at {block:#x}")
+        writeln!(f, "{verb} {root}: {} at {block:#x}", counted(*bytes as u64, "byte"))
     }
 }
 
@@ -115,7 +116,7 @@ struct Got {
 
 impl fmt::Display for Got {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {} bytes at {:#x}", self.root, self.bytes, self.block)
+        writeln!(f, "{}: {} at {:#x}", self.root, counted(self.bytes as u64, "byte"), self.block)
     }
 }
 
@@ -134,7 +135,7 @@ impl fmt::Display for Deleted {
 }
 
 /// The length that `put` has noted at the end of a block.
-fn noted_len(heap: &Heap, block: Offset, usable: usize) -> shmheap::Result<Option<usize>> {
+pub(super) fn noted_len(heap: &Heap, block: Offset, usable: usize) -> shmheap::Result<Option<usize>> {
     let Some(at) = usable.checked_sub(TRAILER) else { return Ok(None) };
     let mut trailer = [0; TRAILER];
     heap.copy_out_at(block, at, &mut trailer)?;
@@ -193,8 +194,8 @@ impl Get {
 
 impl Put {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open(false)?;
+        let place = self.heap.place();
+        let heap = self.heap.open()?;
         let value = self.value()?;
         let old = heap.root(&self.root).map_err(|error| place.explain(error))?;
         if let Some(old) = old.filter(|_| !self.force) {
@@ -278,8 +279,8 @@ fn not_ours(root: &str) -> Failure {
 
 impl Del {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open(false)?;
+        let place = self.heap.place();
+        let heap = self.heap.open()?;
         let found = heap.root(&self.root).map_err(|error| place.explain(error))?;
         if let Some(block) = found.filter(|_| !self.force && !self.keep_block) {
             let usable = heap.usable_size(block)?;

@@ -131,7 +131,8 @@ fn dead_lanes(segments: &[SegmentInfo]) -> Finding {
         heaps => {
             let sentence =
                 format!("{dead} lanes of processes that died, in {}; whoever allocates next takes them over", names(heaps));
-            Finding::note(CHECK, sentence)
+            let recover = heaps.iter().take(NAMES_MAX).map(|heap| format!("shmheap recover {}", heap.name));
+            Finding::note(CHECK, sentence).remedy(recover.collect::<Vec<_>>().join("\n"))
         }
     }
     .numbers([("count", dead)])

@@ -1,0 +1,48 @@
+//! Completions, man pages, help.
+
+use crate::harness::{Heap, fine, program, refused, run};
+
+#[test]
+fn names_complete_from_the_heaps_that_exist() {
+    let heap = Heap::new("completed");
+    let start = &heap.name()[..heap.name().len() - 3];
+    let completed = program()
+        .env("COMPLETE", "fish")
+        .args(["--", "shmheap", "stat", start])
+        .output()
+        .expect("the program can be started");
+    assert!(String::from_utf8_lossy(&completed.stdout).contains(heap.name()), "{completed:?}");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(fine(&["completions", shell]).contains("COMPLETE"), "{shell}");
+    }
+    assert!(refused(2, &["completions", "csh"]).contains("bash"));
+}
+
+#[test]
+fn each_subcommand_has_a_man_page_and_a_help() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fine(&["man", &folder.path().display().to_string()]);
+    let help = run(&["help"]).stdout;
+    let names = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names: Vec<&str> = names.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.len() > 15, "{help}");
+    for name in names.into_iter().filter(|name| *name != "help") {
+        let page = std::fs::read_to_string(folder.path().join(format!("shmheap-{name}.1"))).expect("each has a page");
+        assert!(page.contains("SYNOPSIS"), "{name}");
+        assert!(fine(&[name, "--help"]).contains("Usage:"), "{name}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let heap = Heap::new("pipe");
+    let mut child = program()
+        .args(["blocks", heap.name()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program can be started");
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().expect("it ends");
+    assert!(ended.stderr.is_empty(), "{ended:?}");
+}

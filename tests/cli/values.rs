@@ -1,0 +1,133 @@
+//! `put`, `get`, `del`, `roots`, `blocks`, `dump`.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::harness::{Heap, fine, json, program, refused};
+
+/// Stores what is written to the program's standard input.
+fn put_stdin(heap: &Heap, root: &str, bytes: &[u8]) {
+    let mut child = program()
+        .args(["put", heap.name(), root])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the program can be started");
+    child.stdin.take().expect("it was piped").write_all(bytes).expect("it reads");
+    assert!(child.wait().expect("it ends").success());
+}
+
+fn get(heap: &Heap, root: &str) -> Vec<u8> {
+    program().args(["get", heap.name(), root]).output().expect("the program can be started").stdout
+}
+
+#[test]
+fn what_was_put_comes_out_as_it_went_in() {
+    let heap = Heap::new("put");
+    let noise: Vec<u8> = (0..100_000u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for value in [b"".as_slice(), b"one line\n", b"zeros at the end\0\0\0", &[0; 4096], &noise] {
+        put_stdin(&heap, "value", value);
+        assert_eq!(get(&heap, "value"), value, "{} bytes", value.len());
+    }
+    assert_eq!(heap.open().stats().expect("stats").allocated_blocks, 1, "the earlier ones were freed");
+    fine(&["del", heap.name(), "value"]);
+    assert_eq!(heap.open().stats().expect("stats").used, 0);
+    assert!(refused(3, &["get", heap.name(), "value"]).contains("shmheap roots"));
+}
+
+#[test]
+fn text_and_files_are_put_and_written() {
+    let heap = Heap::new("files");
+    let folder = tempfile::tempdir().expect("a folder");
+    let [source, target] = ["source", "target"].map(|name| folder.path().join(name).display().to_string());
+    std::fs::write(&source, "from a file").expect("a file");
+    fine(&["put", heap.name(), "text", "as an argument"]);
+    fine(&["put", heap.name(), "file", "--file", &source]);
+    fine(&["get", heap.name(), "file", "--out", &target]);
+    assert_eq!(fine(&["get", heap.name(), "text"]), "as an argument");
+    assert_eq!(std::fs::read_to_string(&target).expect("it was written"), "from a file");
+    assert_eq!(json(&["get", heap.name(), "text"])["text"], "as an argument");
+    let listed = fine(&["roots", heap.name()]);
+    assert!(listed.contains("from a file\n") && listed.contains("2 roots"), "{listed}");
+    assert!(refused(3, &["put", heap.name(), "text", "again", "--new"]).contains("already"));
+    assert!(refused(3, &["put", heap.name(), "x", "--file", "/nonexistent"]).contains("/nonexistent"));
+}
+
+#[test]
+fn a_block_that_a_program_has_made_is_read_whole_and_not_replaced_unless_forced() {
+    let heap = Heap::new("foreign");
+    let attached = heap.open();
+    let block = attached.allocate_zeroed(64).expect("room");
+    attached.copy_in(block, b"made by a program").expect("it fits");
+    attached.set_root("made", block).expect("a root");
+    assert_eq!(get(&heap, "made").len(), 64);
+    assert_eq!(fine(&["get", heap.name(), "made", "--len", "4"]), "made");
+    assert!(refused(3, &["get", heap.name(), "made", "--len", "65"]).contains("64 usable bytes"));
+    for command in [["put", heap.name(), "made", "new"].as_slice(), &["del", heap.name(), "made"]] {
+        assert!(refused(3, command).contains("--force"));
+    }
+    assert_eq!(attached.root("made").expect("roots"), Some(block));
+    fine(&["del", heap.name(), "made", "--keep-block"]);
+    assert!(attached.info(block).is_ok(), "the block was kept");
+}
+
+#[test]
+fn readers_see_the_old_value_or_the_new_one_while_it_is_replaced() {
+    let heap = Heap::new("race");
+    let values = ["a".repeat(1000), "b".repeat(3000)];
+    fine(&["put", heap.name(), "value", &values[0]]);
+    let mut writers: Vec<_> = (0..20)
+        .map(|number| program().args(["put", heap.name(), "value", &values[number % 2]]).stdout(Stdio::null()).spawn())
+        .collect();
+    for _ in 0..20 {
+        let seen = fine(&["get", heap.name(), "value"]);
+        assert!(values.contains(&seen), "{} bytes, {:.20}", seen.len(), seen);
+    }
+    for writer in &mut writers {
+        assert!(writer.as_mut().expect("it was started").wait().expect("it ends").success());
+    }
+    let attached = heap.open();
+    attached.validate().expect("the heap is sound");
+    assert_eq!(attached.stats().expect("stats").allocated_blocks, 1, "each value that was replaced was freed once");
+}
+
+#[test]
+fn blocks_are_listed_by_size_lane_and_root() {
+    let heap = Heap::new("blocks");
+    let attached = heap.open();
+    let small = attached.allocate(100).expect("room");
+    attached.allocate(100_000).expect("room");
+    attached.set_root("small", small).expect("a root");
+    let list = json(&["blocks", heap.name(), "--sort", "size"]);
+    assert_eq!((list["total"].as_u64(), list["blocks"][0]["large"].as_bool()), (Some(2), Some(true)));
+    assert_eq!(list["blocks"][1]["root"], "small");
+    assert_eq!(list["blocks"][1]["pid"].as_u64(), Some(u64::from(std::process::id())));
+    let few = fine(&["blocks", heap.name(), "--min", "64K"]);
+    assert!(few.contains("large") && few.contains("1 block of"), "{few}");
+    assert!(fine(&["blocks", heap.name(), "-n", "1"]).contains("1 are not shown"));
+    let lane = list["blocks"][1]["lane"].to_string();
+    assert_eq!(json(&["blocks", heap.name(), "--lane", &lane])["total"], 2);
+    assert_eq!(json(&["blocks", heap.name(), "--lane", "0"])["total"], 0);
+    drop(attached);
+    assert_eq!(json(&["blocks", heap.name(), "--lane", "0"])["total"], 2, "they are orphans now");
+}
+
+#[test]
+fn a_block_is_dumped_by_its_offset_by_one_inside_of_it_and_by_its_root() {
+    let heap = Heap::new("dump");
+    let attached = heap.open();
+    let block = attached.allocate_zeroed(512).expect("room");
+    attached.copy_in(block, b"0123456789abcdef0123").expect("it fits");
+    attached.set_root("r", block).expect("a root");
+    let by_root = fine(&["dump", heap.name(), "r"]);
+    assert!(by_root.contains("512 bytes") && by_root.contains("0123456789abcdef"), "{by_root}");
+    assert!(by_root.contains("256 bytes more; --all"), "{by_root}");
+    assert_eq!(fine(&["dump", heap.name(), &format!("{:#x}", block.get())]), by_root);
+    let inside = json(&["dump", heap.name(), &(block.get() + 16).to_string(), "--len", "4"]);
+    assert_eq!((&inside["block"], &inside["bytes"]), (&block.get().into(), &"30313233".into()));
+    assert_eq!(json(&["dump", heap.name(), "r", "--all"])["bytes"].as_str().map(str::len), Some(1024));
+    assert!(refused(3, &["dump", heap.name(), "0x10"]).contains("shmheap blocks"));
+    assert!(refused(3, &["dump", heap.name(), "nobody"]).contains("neither an offset nor a root"));
+    attached.deallocate(block).expect("it is freed");
+    assert!(refused(3, &["dump", heap.name(), &(block.get() + 16).to_string()]).contains("no block is allocated"));
+}

@@ -1,0 +1,116 @@
+//! Which heaps there are, and whether anybody has them attached, as one who attaches nothing sees it.
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use common::worker::{Worker, dispatch, hear, parameter, say};
+use common::{Segment, new_heap};
+use shmheap::{Error, Heap, SegmentInfo, SegmentKind};
+
+#[test]
+fn worker_entry() {
+    dispatch(&[("attach", attach), ("only look", only_look)]);
+}
+
+fn attach() {
+    let _heap = Heap::open(&parameter("NAME")).expect("open");
+    say("attached");
+    hear();
+}
+
+fn only_look() {
+    let _heap = Heap::open_read_only(&parameter("NAME")).expect("open");
+    say("attached");
+    hear();
+}
+
+fn listed(segment: &Segment) -> SegmentInfo {
+    let all = Heap::segments().expect("/dev/shm can be listed");
+    let listed = all.into_iter().find(|info| info.name == segment.name()).expect("it is listed");
+    assert_eq!(Heap::segment(segment.name()).expect("it is there"), listed);
+    listed
+}
+
+#[test]
+fn a_heap_is_listed_with_its_owner_its_mode_and_its_size() {
+    let (segment, heap) = new_heap("listed");
+    let info = listed(&segment);
+    assert_eq!((&info.kind, info.len, info.mode), (&SegmentKind::Heap, heap.capacity(), 0o600));
+    assert_eq!(info.owner, nix::unistd::geteuid().as_raw());
+    assert!(info.taken > 0 && info.taken < 1 << 20, "{info:?}");
+}
+
+#[test]
+fn a_heap_is_attached_while_any_process_has_it_with_a_lane_or_without_one() {
+    let (segment, heap) = new_heap("attached");
+    assert_eq!(listed(&segment).attached, Some(true), "its creator has it attached");
+    drop(heap);
+    assert_eq!(listed(&segment).attached, Some(false));
+    for role in ["attach", "only look"] {
+        let mut worker = Worker::start(role, &[("NAME", segment.name())]);
+        worker.expect("attached");
+        assert_eq!(listed(&segment).attached, Some(true), "{role}");
+        worker.kill();
+        assert_eq!(listed(&segment).attached, Some(false), "who was killed has nothing attached: {role}");
+    }
+}
+
+#[test]
+fn what_is_no_heap_is_told_from_what_was_one() {
+    let (foreign, broken, truncated, other) =
+        (Segment::new("foreign"), Segment::new("broken"), Segment::new("truncated"), Segment::new("other"));
+    std::fs::write(foreign.path(), vec![7; 1000]).expect("a segment");
+    for segment in [&broken, &truncated, &other] {
+        drop(segment.create(&Heap::options().capacity(1 << 20)));
+    }
+    let file = |segment: &Segment| File::options().write(true).open(segment.path()).expect("it is there");
+    file(&broken).write_all_at(&[9], 0x40).expect("it can be written to");
+    file(&truncated).set_len(8192).expect("it can be truncated");
+    file(&other).write_all_at(&[99, 0, 0, 0], 0x08).expect("it can be written to");
+    let kinds = [&foreign, &broken, &truncated, &other].map(|segment| listed(segment).kind);
+    assert_eq!(kinds[0], SegmentKind::Foreign);
+    assert!(matches!(&kinds[1], SegmentKind::Broken { why } if why.contains("checksum")), "{kinds:?}");
+    assert!(matches!(&kinds[2], SegmentKind::Broken { why } if why.contains("truncated")), "{kinds:?}");
+    assert_eq!(kinds[3], SegmentKind::OtherVersion { found: 99 });
+    assert_eq!(listed(&foreign).attached, None);
+    assert_eq!(listed(&broken).attached, Some(false));
+    std::fs::remove_file(foreign.path()).expect("it is there");
+    std::fs::create_dir(foreign.path()).expect("a folder");
+    assert_eq!(listed(&foreign).kind, SegmentKind::Foreign, "a folder is no heap");
+    std::fs::remove_dir(foreign.path()).expect("it is there");
+}
+
+#[test]
+fn a_name_that_does_not_exist_or_cannot_is_refused() {
+    let segment = Segment::new("nobody");
+    assert_eq!(Heap::segment(segment.name()), Err(Error::NotFound { name: segment.name().to_owned() }));
+    assert!(matches!(Heap::segment("../etc/passwd"), Err(Error::BadName { .. })));
+}
+
+#[test]
+fn names_of_creators_that_died_are_removed_and_those_of_the_living_are_not() {
+    let name = |tag: &str| format!(".shmheap-new-{tag}-{}", std::process::id());
+    let (left, living, other) = (name("left"), name("living"), format!(".other-{}", std::process::id()));
+    let path = |name: &str| format!("/dev/shm/{name}");
+    for name in [&left, &living, &other] {
+        std::fs::write(path(name), "half a heap").expect("a segment");
+    }
+    // A creator holds a lock on one byte far behind the end of what it creates.
+    let held = File::options().read(true).write(true).open(path(&living)).expect("it is there");
+    let lock =
+        libc::flock { l_type: libc::F_WRLCK as libc::c_short, l_whence: 0, l_start: (1 << 40) - 1, l_len: 1, l_pid: 0 };
+    nix::fcntl::fcntl(&held, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).expect("nobody else has it");
+    let segments = Heap::segments().expect("they can be listed");
+    let state = |name: &str| segments.iter().find(|info| info.name == *name).map(|info| (info.kind.clone(), info.attached));
+    assert_eq!(state(&left), Some((SegmentKind::Temporary, Some(false))));
+    assert_eq!(state(&living), Some((SegmentKind::Temporary, Some(true))));
+    let removed = Heap::remove_leftovers().expect("they can be listed");
+    assert!(removed.contains(&left) && !removed.contains(&living), "{removed:?}");
+    let exists = |name: &str| std::path::Path::new(&path(name)).exists();
+    assert_eq!([&left, &living, &other].map(|name| exists(name)), [false, true, true]);
+    drop(held);
+    assert!(Heap::remove_leftovers().expect("they can be listed").contains(&living));
+    std::fs::remove_file(path(&other)).expect("it is there");
+}
