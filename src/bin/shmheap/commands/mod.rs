@@ -4,6 +4,8 @@ mod blocks;
 mod check;
 mod completions;
 mod create;
+mod doctor;
+mod gc;
 mod image;
 mod ls;
 mod map;
@@ -99,6 +101,10 @@ pub(crate) enum Command {
     Man(completions::Man),
     /// Draw a heap: what stands where
     Map(map::Draw),
+    /// Look at this system and say what is in the way of heaps
+    Doctor(doctor::Doctor),
+    /// Remove what creators, broken heaps and absent users have left
+    Gc(gc::Gc),
 }
 
 impl Command {
@@ -125,6 +131,8 @@ impl Command {
             Self::Completions(command) => command.run(output),
             Self::Man(command) => command.run(output),
             Self::Map(command) => command.run(output),
+            Self::Doctor(command) => command.run(output),
+            Self::Gc(command) => command.run(output),
         }
     }
 }
