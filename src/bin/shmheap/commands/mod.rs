@@ -4,6 +4,7 @@ mod create;
 mod ls;
 mod rm;
 mod stat;
+mod stress;
 
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
@@ -30,6 +31,10 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     /// Tell all about a heap in numbers
     Stat(stat::Stat),
+    /// Let worker processes use a heap, kill them, and check everything
+    Stress(stress::Stress),
+    #[command(hide = true)]
+    WorkerOfStress(stress::worker::WorkerArguments),
 }
 
 impl Command {
@@ -39,6 +44,8 @@ impl Command {
             Self::Rm(command) => command.run(output),
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
+            Self::Stress(command) => command.run(output),
+            Self::WorkerOfStress(command) => command.run(output),
         }
     }
 }
