@@ -1,6 +1,8 @@
 //! The subcommands, one file or folder each.
 
+mod bench;
 mod create;
+mod demo;
 mod ls;
 mod rm;
 mod stat;
@@ -33,6 +35,12 @@ pub(crate) enum Command {
     Stat(stat::Stat),
     /// Let worker processes use a heap, kill them, and check everything
     Stress(stress::Stress),
+    /// Show in ten seconds what this is about
+    Demo(demo::Demo),
+    /// Measure how fast it is on this machine
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    PartnerOfBench(bench::Partner),
     #[command(hide = true)]
     WorkerOfStress(stress::worker::WorkerArguments),
 }
@@ -45,6 +53,9 @@ impl Command {
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
             Self::Stress(command) => command.run(output),
+            Self::Demo(command) => command.run(output),
+            Self::Bench(command) => command.run(output),
+            Self::PartnerOfBench(command) => command.run(output),
             Self::WorkerOfStress(command) => command.run(output),
         }
     }
