@@ -8,4 +8,7 @@
 //! Each of the other files tests some subcommands.
 
 mod basics;
+mod bench;
+mod demo;
 mod harness;
+mod stress;

@@ -32,7 +32,7 @@ const ROUNDS_MIN: usize = 3;
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// For how long: seconds, or 500ms, 2m
-    #[arg(long = "seconds", short, visible_alias = "for", value_parser = units::parse_duration, default_value = "5")]
+    #[arg(long = "seconds", short = 's', visible_alias = "for", value_parser = units::parse_duration, default_value = "5")]
     duration: Duration,
 }
 
@@ -139,7 +139,11 @@ impl fmt::Display for Measured {
             "More loads, and other allocators: scripts/bench.sh in the repository.".into(),
         ];
         if cfg!(debug_assertions) {
-            writeln!(f, "{}", styled(output::WARNING, "This program was built without optimisation: build it with --release."))?;
+            writeln!(
+                f,
+                "{}",
+                styled(output::WARNING, "This program was built without optimisation: build it with --release.")
+            )?;
         }
         notes.iter().try_for_each(|note: &String| writeln!(f, "{}", styled(DIM, note)))
     }

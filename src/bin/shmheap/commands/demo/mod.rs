@@ -18,11 +18,11 @@ use super::stress::crew::Crew;
 use super::stress::ground::{Counter, Ground};
 use super::stress::report::{Times, thousands};
 use super::stress::{Temporary, own_name};
+use crate::Outcome;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::Place;
 use crate::units::{count, size};
-use crate::{Outcome, Verdict};
 use story::Story;
 
 const CAPACITY: u64 = 32 << 20;
@@ -133,14 +133,8 @@ impl Tour<'_> {
             &format!("{WORKERS} processes share it."),
             &[
                 format!("Pids {pids:?} allocate, fill blocks, hand them to each other, check and free them:"),
-                format!(
-                    "{} operations so far, {} a second; {} blocks of 16 B to 256 KiB are allocated now, {}.",
-                    thousands(operations),
-                    count(rate),
-                    stats.allocated_blocks,
-                    size(stats.used)
-                ),
-                "This is what the heap looks like:".to_owned(),
+                format!("{} operations so far, {} a second.", thousands(operations), count(rate)),
+                format!("{} blocks are allocated now, {} in all. Seen as a map:", stats.allocated_blocks, size(stats.used)),
             ],
             json!({ "pids": pids, "operations": operations, "blocks": stats.allocated_blocks, "used": stats.used }),
         )?;
@@ -150,7 +144,8 @@ impl Tour<'_> {
 
     fn kill_one(&mut self, heap: &Heap, ground: &Ground, crew: &mut Crew<'_>) -> Result<(), Failure> {
         let before = heap.lock_stats().takeovers;
-        let noted: Vec<u64> = (0..WORKERS).map(|slot| ground.counter(heap, slot, Counter::Times)).collect::<Result<_, _>>()?;
+        let noted: Vec<u64> =
+            (0..WORKERS).map(|slot| ground.counter(heap, slot, Counter::Times)).collect::<Result<_, _>>()?;
         let pids: Vec<_> = (0..WORKERS).map(|slot| crew.pid(slot)).collect();
         let struck = crew.strike(heap, TRIES)?;
         let Some((slot, had_lock)) = struck else {
@@ -158,10 +153,7 @@ impl Tour<'_> {
         };
         let at_death = ground.total(heap, Counter::Operations)?;
         // Survivors go on, and if the dead one had the lock, one of them has taken it and repaired what was half done.
-        self.wait_for(
-            || Ok(ground.total(heap, Counter::Operations)? > at_death + 1000),
-            "the survivors do not go on",
-        )?;
+        self.wait_for(|| Ok(ground.total(heap, Counter::Operations)? > at_death + 1000), "the survivors do not go on")?;
         if had_lock {
             self.wait_for(|| Ok(heap.lock_stats().takeovers > before), "nobody has taken the lock of the dead")?;
         }
@@ -175,20 +167,25 @@ impl Tour<'_> {
         let valid = heap.validate();
         self.story.expect(valid.is_ok(), || format!("after the death: {valid:?}"));
         let pid = pids[slot].map_or(0, |pid| pid.as_raw());
-        let what = if had_lock { "while it held the heap's lock, half way through a change" } else { "at its work" };
-        let taken_over = match had_lock {
-            true if held_up.calls > 0 => format!("took the lock over: their calls were held up for {:.2} ms at most", ms(held_up)),
-            true => "took the lock over at once".to_owned(),
-            false => "did not even notice".to_owned(),
+        let since = ground.total(heap, Counter::Operations)? - at_death;
+        let what = if had_lock { "while it held the heap's lock, in the middle of a change" } else { "at its work" };
+        let others = match had_lock {
+            true if held_up.calls > 0 => {
+                format!("One of the others took the lock over. They were held up for {:.2} ms", ms(held_up))
+            }
+            true => "One of the others took the lock over at once".to_owned(),
+            false => "The others did not even notice".to_owned(),
         };
         self.story.step(
             "One of them dies at the worst moment.",
             &[
-                format!("kill -KILL {pid}, {what}. The others {taken_over}."),
+                format!("kill -KILL {pid}, {what}."),
+                format!("{others}, and have made {} operations since.", thousands(since)),
                 "Whoever takes the lock finishes the change or undoes it, by the journal of the dead.".to_owned(),
-                format!("What it had belongs to nobody now ({orphans} orphan slabs); the living use those up next:"),
+                format!("What the dead had is nobody's now, {orphans} orphan slabs at this moment; the living adopt them:"),
             ],
-            json!({ "pid": pid, "held_the_lock": had_lock, "held_up": held_up, "orphan_slabs": orphans, "valid": valid.is_ok() }),
+            json!({ "pid": pid, "held_the_lock": had_lock, "held_up": held_up, "operations_since": since,
+                "orphan_slabs": orphans, "valid": valid.is_ok() }),
         )?;
         self.story.map(heap)?;
         self.pause(self.pace)
@@ -200,7 +197,11 @@ impl Tour<'_> {
         let stats = heap.stats()?;
         self.story.step(
             "Then all of them die, and so does everything that is not in the heap.",
-            &[format!("{} blocks are left behind by {} dead processes. Nobody said goodbye.", stats.allocated_blocks, crew.killed())],
+            &[format!(
+                "{} blocks are left behind by {} dead processes. Nobody said goodbye.",
+                stats.allocated_blocks,
+                crew.killed()
+            )],
             json!({ "killed": crew.killed(), "blocks": stats.allocated_blocks }),
         )?;
         self.pause(self.pace)
@@ -218,7 +219,10 @@ impl Tour<'_> {
         self.story.step(
             "A new process attaches the heap and finds everything again.",
             &[
-                format!("Attached and recovered in {:.2} ms. Every root and every list is where it was:", took.as_secs_f64() * 1e3),
+                format!(
+                    "Attached and recovered in {:.2} ms. Every root and every list is where it was:",
+                    took.as_secs_f64() * 1e3
+                ),
                 format!(
                     "{} published blocks found by their names, {}, every byte as it was written; {} were half filled.",
                     found.intact,
@@ -245,7 +249,11 @@ impl Tour<'_> {
         self.story.step(
             "The heap is saved as an image, and loaded under another name.",
             &[
-                format!("{} of checksummed image; {name} has the same {} blocks at the same offsets.", size(saved.image_len), saved.blocks),
+                format!(
+                    "{} of checksummed image; {name} has the same {} blocks at the same offsets.",
+                    size(saved.image_len),
+                    saved.blocks
+                ),
                 "So it moves to another machine, or survives a power cut.".to_owned(),
             ],
             json!({ "image_bytes": saved.image_len, "blocks": saved.blocks, "intact": again.intact }),

@@ -7,9 +7,9 @@ use serde_json::Value;
 use shmheap::Heap;
 
 use super::super::stress::closing;
+use crate::failure::Failure;
 use crate::output::{BAD, DIM, GOOD, Output, STRONG, styled};
 use crate::{Outcome, Verdict};
-use crate::failure::Failure;
 
 /// The tour as it is told.
 pub(super) struct Story<'a> {

@@ -54,12 +54,10 @@ impl<'a> Crew<'a> {
 
     /// Starts a worker in each empty slot.
     pub(crate) fn fill(&mut self) -> Result<(), Failure> {
-        (0..self.pids.len()).filter(|slot| self.pids[*slot].is_none()).collect::<Vec<_>>().into_iter().try_for_each(
-            |slot| {
-                self.pids[slot] = Some(self.start(slot)?);
-                Ok(())
-            },
-        )
+        (0..self.pids.len()).filter(|slot| self.pids[*slot].is_none()).collect::<Vec<_>>().into_iter().try_for_each(|slot| {
+            self.pids[slot] = Some(self.start(slot)?);
+            Ok(())
+        })
     }
 
     fn start(&mut self, slot: usize) -> Result<Pid, Failure> {
@@ -110,6 +108,7 @@ impl<'a> Crew<'a> {
             let Some((slot, pid)) = self.random_slot() else { return Ok(None) };
             let holds_lock = stop(pid) && holds_lock(heap, pid)?;
             if holds_lock || turn >= tries {
+                self.ground.note_kill(heap)?;
                 self.kill(slot);
                 self.killed_with_lock += u64::from(holds_lock);
                 return Ok(Some((slot, holds_lock)));

@@ -3,7 +3,7 @@
 //! | noun | |
 //! |---|---|
 //! | slot | a worker's number; whoever replaces a dead worker sits in its slot |
-//! | control block | the one root of a run leads to it: whether to stop, and for each slot a table and a board |
+//! | control block | the one root of a run leads to it: whether to stop, the latest kill, for each slot a table and a board |
 //! | table | the cells that a slot fills, in pairs: one for a block, one for its ticket |
 //! | ticket | a small block that says: the block beside it is complete |
 //! | board | numbers that a slot's workers tell the parent; they outlive the worker |
@@ -12,6 +12,8 @@
 //!     one it is the consumer's. The producer allocates the block, fills it, then allocates the ticket; the consumer frees
 //!     the block, then the ticket. So each death leaves a pair of which it is clear whose it is and what is to be done.
 //! G2. Whatever is allocated into a cell is reachable from the root: a run that ends frees all of it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shmheap::{Heap, Offset};
 
@@ -33,17 +35,18 @@ const COUNTERS: usize = 8;
 /// How many times a board remembers: the latest.
 const TIMES: usize = 1000;
 const WORD: usize = 8;
-/// Words of the control block before those of the slots.
+/// Words of the control block before those of the slots: whether to stop, and when the latest kill was.
 const CONTROL: usize = 2;
+const LATEST_KILL: usize = 1;
 
 /// A number on a board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counter {
-    /// Steps that workers have done.
+    /// Calls of the heap that workers have made.
     Operations,
     /// Blocks that were checked, and found as they were written.
     Checked,
-    /// Steps that found no room.
+    /// Calls that found no room.
     Full,
     /// Times that were noted.
     Times,
@@ -209,6 +212,20 @@ impl Ground {
         Ok(word != [0; WORD])
     }
 
+    /// Tells that a worker is killed now.
+    pub(crate) fn note_kill(&self, heap: &Heap) -> shmheap::Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        heap.copy_in_at(self.control, LATEST_KILL * WORD, &(now.as_nanos() as u64).to_ne_bytes())
+    }
+
+    /// How long ago the latest kill was.
+    pub(crate) fn since_kill(&self, heap: &Heap) -> shmheap::Result<Duration> {
+        let mut then = [0; WORD];
+        heap.copy_out_at(self.control, LATEST_KILL * WORD, &mut then)?;
+        let then = UNIX_EPOCH + Duration::from_nanos(u64::from_ne_bytes(then));
+        Ok(SystemTime::now().duration_since(then).unwrap_or_default())
+    }
+
     pub(crate) fn counter(&self, heap: &Heap, slot: usize, counter: Counter) -> shmheap::Result<u64> {
         let mut number = [0; WORD];
         heap.copy_out_at(self.boards[slot], counter as usize * WORD, &mut number)?;
@@ -225,7 +242,8 @@ impl Ground {
     }
 
     /// Notes how long a call was held up. Only the slot's worker writes its board, so nothing is lost but by its death.
-    pub(crate) fn note_time(&self, heap: &Heap, slot: usize, nanoseconds: u64) -> shmheap::Result<()> {
+    pub(crate) fn note_time(&self, heap: &Heap, slot: usize, time: Duration) -> shmheap::Result<()> {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let count = self.counter(heap, slot, Counter::Times)?;
         let at = (COUNTERS + count as usize % TIMES) * WORD;
         heap.copy_in_at(self.boards[slot], at, &nanoseconds.to_ne_bytes())?;

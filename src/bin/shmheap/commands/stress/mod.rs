@@ -65,7 +65,7 @@ pub(crate) struct Stress {
     #[arg(long, short)]
     kill: bool,
     /// For how long: seconds, or 500ms, 2m, 8h
-    #[arg(long = "seconds", short, visible_alias = "for", value_parser = units::parse_duration, default_value = "10")]
+    #[arg(long = "seconds", short = 's', visible_alias = "for", value_parser = units::parse_duration, default_value = "10")]
     duration: Duration,
     /// Size of the heap, if it is to be made
     #[arg(long, short, value_parser = units::parse_size, default_value = "64M")]
@@ -147,13 +147,7 @@ impl Stress {
     }
 
     /// Lets them work until the time is up, it is interrupted, or too much is wrong.
-    fn soak(
-        &self,
-        run: &mut Run<'_>,
-        output: &Output,
-        interrupted: &AtomicBool,
-        mut random: Random,
-    ) -> Result<(), Failure> {
+    fn soak(&self, run: &mut Run<'_>, output: &Output, interrupted: &AtomicBool, mut random: Random) -> Result<(), Failure> {
         let bar = output.is_watched().then(|| {
             let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
             ProgressBar::new_spinner().with_style(style)

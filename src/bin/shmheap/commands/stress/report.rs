@@ -21,7 +21,7 @@ pub(crate) struct Report {
     pub(crate) interrupted: bool,
     pub(crate) operations: u64,
     pub(crate) operations_per_second: f64,
-    /// Operations that found no room.
+    /// Those that found no room.
     pub(crate) full: u64,
     pub(crate) validations: u64,
     pub(crate) kills: u64,
@@ -135,10 +135,7 @@ mod tests {
 
     #[test]
     fn thousands_stand_apart() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(thousands),
-            ["0", "999", "1,000", "1,234,567"].map(str::to_owned)
-        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"].map(str::to_owned));
     }
 
     #[test]

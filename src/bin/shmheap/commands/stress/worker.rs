@@ -65,7 +65,7 @@ struct Worker {
     plain: bool,
     random: Random,
     pattern: Pattern,
-    /// Steps done, blocks checked, steps without room: as they stand on the board, predecessors included.
+    /// Calls made, blocks checked, calls without room: as they stand on the board, predecessors included.
     counts: [u64; 3],
     /// Places of which something wrong was told: of those that stay, it is told once.
     told: BTreeSet<u64>,
@@ -102,7 +102,6 @@ impl WorkerArguments {
         worker.inherit()?;
         while !worker.ground.is_to_stop(&worker.heap)? {
             worker.step()?;
-            worker.counts[0] += 1;
             for (count, counter) in worker.counts.into_iter().zip(counters) {
                 worker.ground.set_counter(&worker.heap, slot, counter, count)?;
             }
@@ -153,16 +152,18 @@ impl Worker {
         }
     }
 
-    /// Calls the heap. Where a lock holder has died meanwhile, and somebody slept for the lock, notes how long it took.
+    /// Calls the heap. Where a lock holder has died meanwhile, and somebody slept for the lock, notes how long the call took:
+    /// from the death on, since before it the holder was stopped, which is the parent's doing.
     fn timed<T>(&mut self, call: impl FnOnce(&Heap) -> shmheap::Result<T>) -> Result<Option<T>, Stuck> {
         let before = self.heap.lock_stats();
         let started = Instant::now();
         let done = call(&self.heap);
         let took = started.elapsed();
         let after = self.heap.lock_stats();
+        self.counts[0] += 1;
         if after.takeovers > before.takeovers && after.waits > before.waits {
-            let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            self.ground.note_time(&self.heap, self.slot, nanoseconds)?;
+            let held_up = took.min(self.ground.since_kill(&self.heap)?);
+            self.ground.note_time(&self.heap, self.slot, held_up)?;
         }
         match done {
             Ok(value) => Ok(Some(value)),
@@ -251,9 +252,8 @@ impl Worker {
         let index = self.random.index(COMMON);
         let (name, (seed, place)) = (self.ground.common(index), self.ground.common_content(index));
         let mut pattern = std::mem::take(&mut self.pattern);
-        let found = self.timed(|heap| {
-            heap.find_or_construct(&name, size_of(seed), |block| pattern.write(heap, block, seed, place))
-        });
+        let found =
+            self.timed(|heap| heap.find_or_construct(&name, size_of(seed), |block| pattern.write(heap, block, seed, place)));
         self.pattern = pattern;
         if let Some(block) = found? {
             self.check(block, place);
