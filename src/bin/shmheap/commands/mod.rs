@@ -4,6 +4,7 @@ mod bench;
 mod create;
 mod demo;
 mod ls;
+mod map;
 mod rm;
 mod stat;
 mod stress;
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     /// Tell all about a heap in numbers
     Stat(stat::Stat),
+    /// Draw a heap: what stands where
+    Map(map::Draw),
     /// Let worker processes use a heap, kill them, and check everything
     Stress(stress::Stress),
     /// Show in ten seconds what this is about
@@ -52,6 +55,7 @@ impl Command {
             Self::Rm(command) => command.run(output),
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
+            Self::Map(command) => command.run(output),
             Self::Stress(command) => command.run(output),
             Self::Demo(command) => command.run(output),
             Self::Bench(command) => command.run(output),
