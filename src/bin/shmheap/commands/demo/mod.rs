@@ -25,7 +25,8 @@ use crate::place::Place;
 use crate::units::{count, size};
 use story::Story;
 
-const CAPACITY: u64 = 32 << 20;
+/// Small, so that its map shows single pages.
+const CAPACITY: u64 = 4 << 20;
 const WORKERS: usize = 4;
 /// How many workers are stopped and looked at until one holds the heap lock.
 const TRIES: u32 = 400;
@@ -111,7 +112,7 @@ impl Tour<'_> {
             "A heap is made.",
             &[
                 format!("It is the file /dev/shm/{name}: any process of yours can attach it by that name."),
-                format!("{} of address space, of which {} of memory are taken so far.", size(CAPACITY), size(taken)),
+                format!("Its capacity is {}, of which {} of memory are taken so far.", size(CAPACITY), size(taken)),
             ],
             json!({ "name": name, "capacity": CAPACITY, "taken": taken }),
         )?;
@@ -161,7 +162,7 @@ impl Tour<'_> {
         for (slot, from) in noted.into_iter().enumerate() {
             times.extend(ground.times(heap, slot, from)?.0);
         }
-        let held_up = Times::of(times);
+        let taken_over = Times::of_firsts(&times);
         heap.recover()?;
         let orphans: u32 = heap.stats()?.classes.iter().map(|class| class.orphans).sum();
         let valid = heap.validate();
@@ -170,8 +171,8 @@ impl Tour<'_> {
         let since = ground.total(heap, Counter::Operations)? - at_death;
         let what = if had_lock { "while it held the heap's lock, in the middle of a change" } else { "at its work" };
         let others = match had_lock {
-            true if held_up.calls > 0 => {
-                format!("One of the others took the lock over. They were held up for {:.2} ms", ms(held_up))
+            true if taken_over.count > 0 => {
+                format!("One of the others took the lock over. It was held up for {:.2} ms", ms(taken_over))
             }
             true => "One of the others took the lock over at once".to_owned(),
             false => "The others did not even notice".to_owned(),
@@ -180,11 +181,11 @@ impl Tour<'_> {
             "One of them dies at the worst moment.",
             &[
                 format!("kill -KILL {pid}, {what}."),
-                format!("{others}, and have made {} operations since.", thousands(since)),
+                format!("{others}; they have made {} operations since.", thousands(since)),
                 "Whoever takes the lock finishes the change or undoes it, by the journal of the dead.".to_owned(),
                 format!("What the dead had is nobody's now, {orphans} orphan slabs at this moment; the living adopt them:"),
             ],
-            json!({ "pid": pid, "held_the_lock": had_lock, "held_up": held_up, "operations_since": since,
+            json!({ "pid": pid, "held_the_lock": had_lock, "taken_over": taken_over, "operations_since": since,
                 "orphan_slabs": orphans, "valid": valid.is_ok() }),
         )?;
         self.story.map(heap)?;

@@ -8,8 +8,13 @@ use shmheap::Heap;
 
 use super::super::stress::closing;
 use crate::failure::Failure;
+use crate::map::terminal::{self, Canvas};
+use crate::map::{Map, Picture};
 use crate::output::{BAD, DIM, GOOD, Output, STRONG, styled};
 use crate::{Outcome, Verdict};
+
+/// The terminal for which maps are drawn is not higher than this: they are to leave room for what is told.
+const MAP_HEIGHT: usize = 20;
 
 /// The tour as it is told.
 pub(super) struct Story<'a> {
@@ -103,8 +108,14 @@ impl<'a> Story<'a> {
 
     /// Shows the heap as a picture.
     pub(super) fn map(&self, heap: &Heap) -> Result<(), Failure> {
-        let _ = heap;
-        Ok(())
+        if self.output.is_json() {
+            return Ok(());
+        }
+        let canvas = Canvas { height: MAP_HEIGHT, ..Canvas::of_stdout() };
+        let map = Map::of(heap, canvas.cells())?;
+        let picture = terminal::draw(&Picture::of_map(&heap.name(), &map), canvas);
+        let lines: String = picture.lines().map(|line| format!("   {line}\n")).collect();
+        self.say(format_args!("{lines}\n"))
     }
 
     fn say(&self, text: fmt::Arguments<'_>) -> Result<(), Failure> {

@@ -62,6 +62,15 @@ pub(crate) struct Ground {
     boards: Vec<Offset>,
 }
 
+/// A call that was held up by the death of a lock holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HeldUp {
+    /// Which takeover it was, modulo 2^20.
+    pub(crate) takeover: u64,
+    /// How long after the death it was done.
+    pub(crate) nanoseconds: u64,
+}
+
 /// A pair of cells.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pair {
@@ -241,25 +250,36 @@ impl Ground {
         heap.copy_in_at(self.boards[slot], counter as usize * WORD, &number.to_ne_bytes())
     }
 
-    /// Notes how long a call was held up. Only the slot's worker writes its board, so nothing is lost but by its death.
-    pub(crate) fn note_time(&self, heap: &Heap, slot: usize, time: Duration) -> shmheap::Result<()> {
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    /// Notes how long a call was held up by which takeover. Only the slot's worker writes its board, so nothing is lost but by its death.
+    pub(crate) fn note_time(&self, heap: &Heap, slot: usize, time: HeldUp) -> shmheap::Result<()> {
         let count = self.counter(heap, slot, Counter::Times)?;
         let at = (COUNTERS + count as usize % TIMES) * WORD;
-        heap.copy_in_at(self.boards[slot], at, &nanoseconds.to_ne_bytes())?;
+        heap.copy_in_at(self.boards[slot], at, &time.as_word().to_ne_bytes())?;
         self.set_counter(heap, slot, Counter::Times, count + 1)
     }
 
     /// The times that a slot has noted from number `from` on, as far as they are still there, and how many it has noted.
-    pub(crate) fn times(&self, heap: &Heap, slot: usize, from: u64) -> shmheap::Result<(Vec<u64>, u64)> {
+    pub(crate) fn times(&self, heap: &Heap, slot: usize, from: u64) -> shmheap::Result<(Vec<HeldUp>, u64)> {
         let count = self.counter(heap, slot, Counter::Times)?;
         let first = from.max(count.saturating_sub(TIMES as u64));
         let time = |number: u64| {
             let mut time = [0; WORD];
             heap.copy_out_at(self.boards[slot], (COUNTERS + number as usize % TIMES) * WORD, &mut time)?;
-            Ok(u64::from_ne_bytes(time))
+            Ok(HeldUp::from_word(u64::from_ne_bytes(time)))
         };
         Ok(((first..count).map(time).collect::<shmheap::Result<_>>()?, count))
+    }
+}
+
+impl HeldUp {
+    const TIME_BITS: u32 = 44;
+
+    fn as_word(self) -> u64 {
+        self.takeover << Self::TIME_BITS | self.nanoseconds.min((1 << Self::TIME_BITS) - 1)
+    }
+
+    fn from_word(word: u64) -> Self {
+        Self { takeover: word >> Self::TIME_BITS, nanoseconds: word & ((1 << Self::TIME_BITS) - 1) }
     }
 }
 

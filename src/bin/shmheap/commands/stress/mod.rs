@@ -31,7 +31,7 @@ use crate::output::Output;
 use crate::place::{self, Place};
 use crate::{Outcome, Verdict, units};
 use crew::Crew;
-use ground::{Counter, Ground};
+use ground::{Counter, Ground, HeldUp};
 use random::Random;
 use report::{End, Report, Times};
 
@@ -40,7 +40,7 @@ const VALIDATE_EVERY: Duration = Duration::from_millis(250);
 /// How often somebody at a terminal is told how far it has come.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// Longest time between two kills.
-const KILL_WITHIN_MS: u64 = 250;
+const KILL_WITHIN_MS: u64 = 150;
 /// How many workers are stopped and looked at before one is killed that does not hold the lock. Every fourth kill takes
 /// somebody as they are.
 const TRIES: u32 = 20;
@@ -102,7 +102,7 @@ struct Run<'a> {
     takeovers_before: u64,
     /// How many times of each slot's board have been read, and those times.
     times_read: Vec<u64>,
-    times: Vec<u64>,
+    times: Vec<HeldUp>,
     validations: u64,
     failures: Vec<String>,
 }
@@ -274,7 +274,8 @@ impl<'a> Run<'a> {
             kills,
             kills_with_lock,
             takeovers,
-            held_up: Times::of(self.times),
+            taken_over: Times::of_firsts(&self.times),
+            held_up: Times::of(&self.times),
             blocks_checked: checked + found.intact,
             at_the_end: end,
             failures: self.failures,

@@ -1,11 +1,13 @@
 //! What a stress reports.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::ground::HeldUp;
 use crate::units::{self, count, size};
 
 #[derive(Debug, Serialize)]
@@ -27,6 +29,9 @@ pub(crate) struct Report {
     pub(crate) kills: u64,
     pub(crate) kills_with_lock: u64,
     pub(crate) takeovers: u64,
+    /// From each death with the lock until the first survivor's call was done that had waited for it.
+    pub(crate) taken_over: Times,
+    /// The same for all calls that had waited.
     pub(crate) held_up: Times,
     pub(crate) blocks_checked: u64,
     pub(crate) at_the_end: End,
@@ -47,23 +52,37 @@ pub(crate) struct End {
     pub(crate) fragmentation: Option<u64>,
 }
 
-/// How long calls were held up by the death of a lock holder.
+/// How long something took after the deaths of lock holders.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Times {
-    pub(crate) calls: u64,
+    pub(crate) count: u64,
     pub(crate) p50_us: u64,
     pub(crate) p99_us: u64,
     pub(crate) max_us: u64,
 }
 
 impl Times {
-    /// From times in nanoseconds.
-    pub(crate) fn of(times: impl IntoIterator<Item = u64>) -> Self {
+    /// Of these calls.
+    pub(crate) fn of(calls: &[HeldUp]) -> Self {
+        Self::of_nanoseconds(calls.iter().map(|call| call.nanoseconds))
+    }
+
+    /// Of the first of these calls after each takeover.
+    pub(crate) fn of_firsts(calls: &[HeldUp]) -> Self {
+        let mut firsts = BTreeMap::new();
+        for call in calls {
+            let first = firsts.entry(call.takeover).or_insert(call.nanoseconds);
+            *first = call.nanoseconds.min(*first);
+        }
+        Self::of_nanoseconds(firsts.into_values())
+    }
+
+    fn of_nanoseconds(times: impl IntoIterator<Item = u64>) -> Self {
         let longest = Duration::from_secs(3600).as_micros() as u64;
         let Ok(mut histogram) = Histogram::<u64>::new_with_bounds(1, longest, 3) else { return Self::default() };
-        times.into_iter().for_each(|time| histogram.saturating_record(time.div_ceil(1000)));
+        times.into_iter().for_each(|time| histogram.saturating_record(time.div_ceil(1000).max(1)));
         Self {
-            calls: histogram.len(),
+            count: histogram.len(),
             p50_us: histogram.value_at_quantile(0.5),
             p99_us: histogram.value_at_quantile(0.99),
             max_us: histogram.max(),
@@ -74,11 +93,10 @@ impl Times {
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = |microseconds: u64| microseconds as f64 / 1000.0;
-        let Self { calls, p50_us, p99_us, max_us } = *self;
-        let [p50, p99, max] = [p50_us, p99_us, max_us].map(milliseconds);
-        match calls {
-            0 => f.write_str("no call of a survivor was held up"),
-            _ => write!(f, "p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms ({calls} calls of survivors)"),
+        let [p50, p99, max] = [self.p50_us, self.p99_us, self.max_us].map(milliseconds);
+        match self.count {
+            0 => f.write_str("none was noted"),
+            _ => write!(f, "p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms"),
         }
     }
 }
@@ -105,7 +123,8 @@ impl fmt::Display for Report {
         let operations = thousands(self.operations);
         line(f, "operations", format!("{operations}, {} a second{full}", count(self.operations_per_second)))?;
         line(f, "kills", format!("{}, of which {} held the heap lock", self.kills, self.kills_with_lock))?;
-        line(f, "takeovers", format!("{}: {}", self.takeovers, self.held_up))?;
+        line(f, "takeovers", format!("{}; until a survivor went on: {}", self.takeovers, self.taken_over))?;
+        line(f, "held up", format!("{} calls, the last in the queue too: {}", self.held_up.count, self.held_up))?;
         line(f, "blocks checked", thousands(self.blocks_checked))?;
         line(f, "validated", format!("{} times while they worked, and at the end", thousands(self.validations)))?;
         let End { published_intact, half_filled, unpublished, .. } = at_the_end;
@@ -139,9 +158,12 @@ mod tests {
     }
 
     #[test]
-    fn times_are_rounded_up_to_microseconds() {
-        let times = Times::of([100, 1_000_000, 2_000_000]);
-        assert_eq!((times.calls, times.p50_us, times.max_us), (3, 1000, 2000));
-        assert!(Times::of([]).to_string().contains("no call"));
+    fn the_first_call_after_a_takeover_counts_for_it() {
+        let call = |takeover, microseconds: u64| HeldUp { takeover, nanoseconds: microseconds * 1000 };
+        let calls = [call(1, 900), call(2, 100), call(1, 300), call(1, 500)];
+        let (all, firsts) = (Times::of(&calls), Times::of_firsts(&calls));
+        assert_eq!((all.count, all.max_us), (4, 900));
+        assert_eq!((firsts.count, firsts.p50_us, firsts.max_us), (2, 100, 300));
+        assert_eq!(Times::of(&[]).to_string(), "none was noted");
     }
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 use shmheap::{Error, Heap, Offset};
 
-use super::ground::{COMMON, Counter, Ground, OWN, PAIRS, Pair, State, TICKET};
+use super::ground::{COMMON, Counter, Ground, HeldUp, OWN, PAIRS, Pair, State, TICKET};
 use super::pattern::{Pattern, size_of};
 use super::random::Random;
 use crate::output::Output;
@@ -162,8 +162,9 @@ impl Worker {
         let after = self.heap.lock_stats();
         self.counts[0] += 1;
         if after.takeovers > before.takeovers && after.waits > before.waits {
-            let held_up = took.min(self.ground.since_kill(&self.heap)?);
-            self.ground.note_time(&self.heap, self.slot, held_up)?;
+            let time = took.min(self.ground.since_kill(&self.heap)?);
+            let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            self.ground.note_time(&self.heap, self.slot, HeldUp { takeover: after.takeovers, nanoseconds })?;
         }
         match done {
             Ok(value) => Ok(Some(value)),
