@@ -65,6 +65,7 @@ mod repair;
 mod sys;
 
 pub use error::{Corruption, Error, OffsetFault, Result, Shortage};
+pub use heap::{Activity, Change, ClassActivity, LaneActivity, LockStats};
 pub use heap::{BlockInfo, Blocks, ClassStats, Freeze, Heap, LaneInfo, Options, OwnerTrust, RootInfo, Stats};
 pub use image::{Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, verify};
 pub use region::{Memory, Offset};
