@@ -93,11 +93,12 @@ impl LockStats {
 /// By what rows are told apart: a size, then a lane. Large blocks come last.
 type Key = (u64, u16);
 
-/// A change, and by how much the number of live blocks grew.
+/// A change, and what became of the number of live blocks.
 #[derive(Debug)]
 struct Row {
     change: Change,
     growth: i64,
+    has_live: bool,
 }
 
 impl Activity {
@@ -151,19 +152,20 @@ fn row((size, lane): Key, before: Option<&&ClassActivity>, after: Option<&&Class
     let size = (size != u64::MAX).then_some(size);
     let change = Change { lane, size, allocated: u64::from(ever.wrapping_sub(ever_before)), freed: 0 };
     let signed = |blocks: u64| i64::try_from(blocks).unwrap_or(i64::MAX);
-    Row { change, growth: signed(live).saturating_sub(signed(live_before)) }
+    Row { change, growth: signed(live).saturating_sub(signed(live_before)), has_live: live != 0 }
 }
 
 /// Says what was freed in all rows of one size. Where a lane has more blocks than it allocated, they came from others, with
-/// their slabs: they were not freed there. Those that have lost most are asked first.
+/// their slabs: they were not freed there. Lanes that have none left may have ended, and are asked first; then those that
+/// have lost most.
 fn share_moved(rows: &mut [Row]) {
-    rows.sort_by_key(|row| row.growth);
+    rows.sort_by_key(|row| (row.has_live, row.growth));
     let balance = |row: &Row| i64::try_from(row.change.allocated).unwrap_or(i64::MAX).saturating_sub(row.growth);
     let came = rows.iter().map(|row| balance(row).min(0)).fold(0, i64::saturating_add);
     let mut came = came.unsigned_abs();
     for row in rows {
         let gone = u64::try_from(balance(row)).unwrap_or(0);
-        let moved = came.min(gone).min(row.growth.min(0).unsigned_abs());
+        let moved = came.min(gone);
         came = came.saturating_sub(moved);
         row.change.freed = gone.saturating_sub(moved);
     }
