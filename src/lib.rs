@@ -65,11 +65,11 @@ mod repair;
 mod sys;
 
 pub use error::{Corruption, Error, OffsetFault, Result, Shortage};
+pub use heap::{Activity, Change, ClassActivity, LaneActivity, LockStats};
 pub use heap::{
     BlockInfo, Blocks, ClassStats, Freeze, Heap, LaneInfo, Options, OwnerTrust, RootInfo, SegmentInfo, SegmentKind,
     SpanInfo, SpanUsage, Spans, Stats,
 };
-pub use heap::{Activity, Change, ClassActivity, LaneActivity, LockStats};
 pub use image::{Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, verify};
 pub use region::{Memory, Offset};
 pub use repair::{Remedy, RepairAction, RepairReport};

@@ -11,4 +11,5 @@ mod basics;
 mod bench;
 mod demo;
 mod harness;
+mod map;
 mod stress;
