@@ -1,6 +1,11 @@
 //! `demo`: the tour comes to its end, and leaves nothing.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{fine, json, program, run};
 
@@ -10,7 +15,6 @@ fn expect_gone(name: &str) {
     for name in [name.to_owned(), format!("{name}-copy")] {
         assert!(!Path::new("/dev/shm").join(&name).exists(), "{name} is left");
     }
-    assert!(!std::env::temp_dir().join(format!("{name}.image")).exists(), "the image is left");
 }
 
 #[test]
@@ -39,11 +43,26 @@ fn the_facts_of_the_tour_are_told_as_json() {
 }
 
 #[test]
-fn where_no_image_can_be_saved_the_tour_says_so_and_leaves_nothing() {
+fn where_no_image_can_be_saved_the_tour_says_so() {
     let output = program().args(["demo", "--quick"]).env("TMPDIR", "/nonexistent").output().expect("it can be started");
-    let (code, stdout) = (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned());
-    assert_eq!(code, Some(3), "{output:?}");
-    let after = stdout.split("/dev/shm/").nth(1).expect("it names the heap");
-    expect_gone(after.split(':').next().expect("a name"));
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot make a folder for the image"), "{output:?}");
     assert_eq!(run(&["demo", "surplus"]).code, 2);
+}
+
+#[test]
+fn a_tour_that_is_interrupted_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut child =
+        program().arg("demo").env("TMPDIR", folder.path()).stdout(Stdio::piped()).spawn().expect("it can be started");
+    let mut lines = BufReader::new(child.stdout.take().expect("it is a pipe")).lines().map_while(Result::ok);
+    let line = lines.find(|line| line.contains("/dev/shm/")).expect("it names the heap");
+    lines.find(|line| line.starts_with("2.")).expect("its workers are at work");
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
+    // What it still has to say is read, so that it can end.
+    assert!(lines.all(|line| !line.contains("the heap is valid")), "it does not go on to its end");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    let after = line.split("/dev/shm/").nth(1).expect("it was found");
+    expect_gone(after.split(':').next().expect("a name"));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 0, "the image's folder is gone");
 }

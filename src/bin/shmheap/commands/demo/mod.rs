@@ -4,7 +4,6 @@
 
 mod story;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::json;
 use shmheap::Heap;
+use tempfile::TempDir;
 
 use super::stress::closing::{self, Closing};
 use super::stress::crew::Crew;
@@ -48,7 +48,8 @@ struct Tour<'a> {
     story: Story<'a>,
     place: Place,
     copy: Place,
-    image: PathBuf,
+    /// A folder for the image; it goes with this.
+    folder: TempDir,
     pace: Duration,
     interrupted: Arc<AtomicBool>,
 }
@@ -62,14 +63,12 @@ impl Demo {
         let tour = Tour {
             story: Story::new(output),
             copy: Place::Segment(format!("{name}-copy")),
-            image: std::env::temp_dir().join(format!("{name}.image")),
+            folder: tempfile::tempdir()
+                .map_err(|error| Failure::cannot(format!("cannot make a folder for the image: {error}")))?,
             place: Place::Segment(name),
-            pace: if self.quick { Duration::from_millis(50) } else { Duration::from_millis(900) },
+            pace: if self.quick { Duration::from_millis(50) } else { Duration::from_millis(1300) },
             interrupted,
         };
-        // Whatever happens, none of the three is left.
-        let _leftovers = [&tour.place, &tour.copy].map(|place| Temporary(Some(place.clone())));
-        let _image = Temporary(Some(Place::File(tour.image.clone())));
         tour.go()
     }
 }
@@ -77,7 +76,7 @@ impl Demo {
 impl Tour<'_> {
     fn go(mut self) -> Outcome {
         self.story.open()?;
-        let heap = self.make()?;
+        let (heap, _temporary) = self.make()?;
         let ground = Ground::create(&heap, &own_name("demo"), WORKERS)?;
         let place = self.place.clone();
         let mut crew = Crew::new(&place, &ground, false, 1);
@@ -104,9 +103,11 @@ impl Tour<'_> {
         Ok(())
     }
 
-    fn make(&mut self) -> Result<Heap, Failure> {
+    fn make(&mut self) -> Result<(Heap, Temporary), Failure> {
         let name = self.place.text();
         let heap = Heap::options().capacity(CAPACITY).create(&name)?;
+        // Whatever happens, neither this heap nor its copy is left.
+        let temporary = Temporary(Some(self.place.clone()));
         let taken = heap.stats()?.taken;
         self.story.step(
             "A heap is made.",
@@ -117,7 +118,7 @@ impl Tour<'_> {
             json!({ "name": name, "capacity": CAPACITY, "taken": taken }),
         )?;
         self.pause(self.pace)?;
-        Ok(heap)
+        Ok((heap, temporary))
     }
 
     fn fill(&mut self, heap: &Heap, ground: &Ground, crew: &mut Crew<'_>) -> Result<(), Failure> {
@@ -239,9 +240,11 @@ impl Tour<'_> {
     }
 
     fn copy(&mut self, heap: &Heap, ground: &Ground, found: &Closing) -> Result<(), Failure> {
-        let saved = heap.save(&self.image)?;
+        let image = self.folder.path().join("image");
+        let saved = heap.save(&image)?;
         let name = self.copy.text();
-        let copy = Heap::load(&self.image, &name)?;
+        let copy = Heap::load(&image, &name)?;
+        let _temporary = Temporary(Some(self.copy.clone()));
         let again = closing::check(&copy, &Ground::find(&copy, ground.id(), WORKERS).map_err(Failure::cannot)?)?;
         let same = again.intact == found.intact && again.wrong.is_empty();
         self.story.expect(same, || format!("in the copy {} blocks are intact: {:?}", again.intact, again.wrong));

@@ -38,9 +38,10 @@ struct Facts<'a> {
 }
 
 /// Commands that show more.
-const NEXT: [(&str, &str); 6] = [
+const NEXT: [(&str, &str); 7] = [
     ("shmheap create orders", "a heap of your own"),
     ("shmheap stat orders", "what is in it"),
+    ("shmheap map orders", "the same as a map"),
     ("shmheap ls", "which heaps there are"),
     ("shmheap stress --workers 8 --kill", "the same, harder, as long as you like"),
     ("shmheap bench", "how fast it is on this machine"),
