@@ -139,8 +139,9 @@ fn workers_end_with_their_parent() {
     let heap = Heap::unborn("stress-orphaned");
     let mut child = start(&[heap.name(), "-w", "3", "--seconds", "600"]);
     common_root(&heap);
+    // The first constructs it while the last has not been started yet.
+    until("all workers are there", || children(child.id()).len() == 3);
     let workers = children(child.id());
-    assert_eq!(workers.len(), 3);
     // One of them stands still when its parent dies, as it does while the parent looks for a lock holder.
     kill(Pid::from_raw(workers[0] as i32), Signal::SIGSTOP).expect("it runs");
     child.kill().expect("it runs");
