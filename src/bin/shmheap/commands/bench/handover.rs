@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
@@ -73,7 +74,8 @@ impl Process {
     pub(super) fn start(place: &Place) -> Result<Self, Failure> {
         let mut command = itself()?;
         command.args(["partner-of-bench", &place.text()]).arg(format!("--parent={}", std::process::id()));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // In a process group of its own: Ctrl-C is for the parent, which ends it.
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|error| Failure::cannot(format!("cannot start a process: {error}")))?;
         let (offsets, done) = (child.stdin.take(), child.stdout.take());
         Ok(Self { child, offsets, done })
