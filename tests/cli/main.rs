@@ -9,15 +9,19 @@
 //! Each of the other files tests some subcommands.
 
 mod basics;
+mod bench;
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
+mod demo;
 mod doctor;
 mod gc;
 mod harness;
 mod images;
+mod map;
 mod shells;
 mod stage;
+mod stress;
 mod troubles;
 mod values;
 
@@ -29,4 +33,3 @@ fn worker_entry() {
         ("stop with the lock", troubles::stop_with_the_lock),
     ]);
 }
-mod map;

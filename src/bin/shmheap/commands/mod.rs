@@ -1,9 +1,11 @@
 //! The subcommands, one file or folder each.
 
+mod bench;
 mod blocks;
 mod check;
 mod completions;
 mod create;
+mod demo;
 mod doctor;
 mod gc;
 mod image;
@@ -11,6 +13,7 @@ mod ls;
 mod map;
 mod rm;
 mod stat;
+mod stress;
 mod values;
 
 use clap::{Args, Subcommand};
@@ -105,6 +108,16 @@ pub(crate) enum Command {
     Doctor(doctor::Doctor),
     /// Remove what creators, broken heaps and absent users have left
     Gc(gc::Gc),
+    /// Let worker processes use a heap, kill them, and check everything
+    Stress(stress::Stress),
+    /// Show in ten seconds what this is about
+    Demo(demo::Demo),
+    /// Measure how fast it is on this machine
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    PartnerOfBench(bench::Partner),
+    #[command(hide = true)]
+    WorkerOfStress(stress::worker::WorkerArguments),
 }
 
 impl Command {
@@ -133,6 +146,11 @@ impl Command {
             Self::Map(command) => command.run(output),
             Self::Doctor(command) => command.run(output),
             Self::Gc(command) => command.run(output),
+            Self::Stress(command) => command.run(output),
+            Self::Demo(command) => command.run(output),
+            Self::Bench(command) => command.run(output),
+            Self::PartnerOfBench(command) => command.run(output),
+            Self::WorkerOfStress(command) => command.run(output),
         }
     }
 }
