@@ -204,7 +204,7 @@ impl Heap {
         let mut held: BTreeMap<_, (u64, u64)> = BTreeMap::new();
         self.walk(|_, pages, span| {
             let (key, blocks, size) = match span {
-                Span::Free => return,
+                Span::Free | Span::Kept { .. } => return,
                 Span::Large { lane } => ((lane, LARGE_BLOCKS), 1, u64::from(pages).checked_shl(page_shift).unwrap_or(0)),
                 Span::Slab(slab) => {
                     let blocks = u64::from(slab.allocated_count(tables));

@@ -4,22 +4,34 @@
 //! |---|---|---|
 //! | [`Heap`](harness::Heap) | `harness.rs` | a heap under a name of its own, removed when it is dropped |
 //! | run | `harness.rs` | one call of the program, to its end |
+//! | [`Stage`](stage::Stage) | `stage.rs` | a shell with a /dev/shm of its own |
 //!
 //! Each of the other files tests some subcommands.
 
 mod basics;
+mod bench;
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
+mod demo;
+mod doctor;
+mod gc;
 mod harness;
 mod images;
 mod map;
 mod shells;
+mod stage;
+mod stress;
 mod top;
+mod troubles;
 mod values;
 mod watch;
 
 #[test]
 fn worker_entry() {
-    common::worker::dispatch(&[("hold a lane", harness::hold_a_lane)]);
+    common::worker::dispatch(&[
+        ("hold a lane", harness::hold_a_lane),
+        ("stop at work", troubles::stop_at_work),
+        ("stop with the lock", troubles::stop_with_the_lock),
+    ]);
 }

@@ -1,14 +1,19 @@
 //! The subcommands, one file or folder each.
 
+mod bench;
 mod blocks;
 mod check;
 mod completions;
 mod create;
+mod demo;
+mod doctor;
+mod gc;
 mod image;
 mod ls;
 mod map;
 mod rm;
 mod stat;
+mod stress;
 mod top;
 mod values;
 mod watch;
@@ -105,6 +110,22 @@ pub(crate) enum Command {
     Completions(completions::Completions),
     /// Write man pages
     Man(completions::Man),
+    /// Draw a heap: what stands where
+    Map(map::Draw),
+    /// Look at this system and say what is in the way of heaps
+    Doctor(doctor::Doctor),
+    /// Remove what creators, broken heaps and absent users have left
+    Gc(gc::Gc),
+    /// Let worker processes use a heap, kill them, and check everything
+    Stress(stress::Stress),
+    /// Show in ten seconds what this is about
+    Demo(demo::Demo),
+    /// Measure how fast it is on this machine
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    PartnerOfBench(bench::Partner),
+    #[command(hide = true)]
+    WorkerOfStress(stress::worker::WorkerArguments),
 }
 
 impl Command {
@@ -133,6 +154,14 @@ impl Command {
             Self::Diff(command) => command.run(output),
             Self::Completions(command) => command.run(output),
             Self::Man(command) => command.run(output),
+            Self::Map(command) => command.run(output),
+            Self::Doctor(command) => command.run(output),
+            Self::Gc(command) => command.run(output),
+            Self::Stress(command) => command.run(output),
+            Self::Demo(command) => command.run(output),
+            Self::Bench(command) => command.run(output),
+            Self::PartnerOfBench(command) => command.run(output),
+            Self::WorkerOfStress(command) => command.run(output),
         }
     }
 }
