@@ -76,8 +76,6 @@ pub(crate) enum Command {
     Top(top::Top),
     /// Print a line a second on what goes on in a heap
     Watch(watch::Watch),
-    /// Draw a heap: what stands where
-    Map(map::Draw),
     /// List the allocated blocks
     Blocks(blocks::Blocks),
     /// List the names by which blocks are found
@@ -137,7 +135,6 @@ impl Command {
             Self::Stat(command) => command.run(output),
             Self::Top(command) => command.run(output),
             Self::Watch(command) => command.run(output),
-            Self::Map(command) => command.run(output),
             Self::Blocks(command) => command.run(output),
             Self::Roots(command) => command.run(output),
             Self::Get(command) => command.run(output),
