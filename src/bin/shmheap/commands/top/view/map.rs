@@ -63,7 +63,7 @@ fn draw_legend(frame: &mut Frame<'_>, area: Rect, map: &Map) {
     let others = [
         (Content::Large, "large block"),
         (Content::Free, "free"),
-        (Content::Reserved, "free, memory taken"),
+        (Content::Reserved, "free but taken"),
         (Content::Kept, "kept by a lane"),
         (Content::Metadata, "tables"),
         (Content::Unknown, "damaged"),

@@ -200,6 +200,13 @@ fn names_from_outside_do_not_disturb_the_screen() {
 }
 
 #[test]
+fn the_map_alone_has_a_legend_that_fits() {
+    let mut screen = busy();
+    screen.view = View::Map;
+    expect(&text(&screen, 80, 24), &["map, 16 KiB a character", "F larger", "? damaged", "U-Z and @: orphans, of no lane"]);
+}
+
+#[test]
 fn a_heap_is_shown_with_what_happened_in_it() {
     let heap = heap();
     let (mut sampler, first) = Sampler::start(&heap).expect("a sound heap");
