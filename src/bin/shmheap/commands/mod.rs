@@ -6,6 +6,7 @@ mod completions;
 mod create;
 mod image;
 mod ls;
+mod map;
 mod rm;
 mod stat;
 mod values;
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     /// Tell all about a heap in numbers
     Stat(stat::Stat),
+    /// Draw a heap: what stands where
+    Map(map::Draw),
     /// List the allocated blocks
     Blocks(blocks::Blocks),
     /// List the names by which blocks are found
@@ -105,6 +108,7 @@ impl Command {
             Self::Rm(command) => command.run(output),
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
+            Self::Map(command) => command.run(output),
             Self::Blocks(command) => command.run(output),
             Self::Roots(command) => command.run(output),
             Self::Get(command) => command.run(output),
