@@ -12,6 +12,7 @@ mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod harness;
+mod map;
 mod images;
 mod shells;
 mod values;

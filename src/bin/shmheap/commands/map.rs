@@ -1,6 +1,9 @@
 //! `map`: a heap as a picture, on the terminal or in files.
 
 use std::fmt;
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -243,23 +246,32 @@ impl Draw {
     }
 }
 
-/// Writes a file as a whole: whoever looks meanwhile finds the old one or the new one.
+/// Writes a file as a whole: whoever looks meanwhile finds the old one or the new one. What is no file, a pipe or a device,
+/// is written to as it is.
 fn write(path: &Path, bytes: &[u8]) -> Result<Written, Failure> {
-    use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
-
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // As for any new file, what the umask takes away is taken away.
-    let permissions = std::fs::Permissions::from_mode(0o666);
-    let result =
-        tempfile::Builder::new().prefix(".shmheap-").permissions(permissions).tempfile_in(folder).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.persist(path).map_err(|error| error.error)
-        });
+    let result = match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Err(cannot_write(path, "it is a directory")),
+        Ok(found) if !found.is_file() => File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes)),
+        // A link stays one.
+        Ok(_) => path.canonicalize().and_then(|path| replace(&path, bytes)),
+        Err(_) => replace(path, bytes),
+    };
     result.map_err(|error| cannot_write(path, error))?;
     Ok(Written { path: path.display().to_string(), bytes: bytes.len() as u64 })
 }
 
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // As for any new file, the umask takes away from this.
+    let permissions = Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().prefix(".shmheap-").permissions(permissions).tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
 fn cannot_write(path: &Path, error: impl fmt::Display) -> Failure {
-    Failure::cannot(format!("cannot write {}: {error}", path.display()))
+    // Where the temporary file was to be is of no use to anybody.
+    let text = error.to_string();
+    let why = text.split(" at path ").next().unwrap_or(&text);
+    Failure::cannot(format!("cannot write {}: {why}", path.display()))
 }

@@ -62,18 +62,13 @@ pub(crate) fn colour(cell: &Cell, on: Ground) -> Rgb {
         Content::Kept => return pick((0x98, 0xa0, 0xa8), (0x7c, 0x84, 0x8d)),
         Content::Metadata => return pick((0x6a, 0x5d, 0x52), (0x8a, 0x7a, 0x6a)),
         Content::Unknown => return pick((0xe0, 0x00, 0x2d), (0xff, 0x20, 0x40)),
-        Content::Large => pick((0x22, 0x26, 0x2c), (0xe8, 0xea, 0xed)),
+        Content::Large => pick((0x22, 0x26, 0x2c), (0xb4, 0xc0, 0xd2)),
         Content::Slab { block_size } => {
             let full = slabs[step(block_size)];
             mix(ground(on), full, TINT_LEAST + (1.0 - TINT_LEAST) * cell.fullness)
         }
     };
-    match cell.orphan && !is_paper {
-        // A large block is white already; as an orphan it is half as bright.
-        true if cell.content == Content::Large => mix(ground(on), full, 0.65),
-        true => mix(full, (0xff, 0xff, 0xff), PALER),
-        false => full,
-    }
+    if cell.orphan && !is_paper { mix(full, (0xff, 0xff, 0xff), PALER) } else { full }
 }
 
 /// The character of a cell where there are no colours. Slabs have letters, A for the smallest blocks to F for the largest, and

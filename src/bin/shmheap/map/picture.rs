@@ -21,6 +21,8 @@ pub(crate) struct Picture {
     pub(crate) cells: Vec<Cell>,
     /// Blocks per cell, if the cells are blocks: rows are numbered then.
     pub(crate) blocks_per_cell: Option<usize>,
+    /// The cell that was asked for.
+    pub(crate) asked: Option<usize>,
     pub(crate) legend: Vec<Entry>,
 }
 
@@ -53,6 +55,7 @@ impl Picture {
             unit: format!("One cell is {}, {pages}.", size(map.cell_len)),
             cells: map.cells.clone(),
             blocks_per_cell: None,
+            asked: None,
             legend: legend_of(map),
         }
     }
@@ -74,7 +77,15 @@ impl Picture {
             let cell = Cell { offset: zoom.offset, len: zoom.len, content, fullness: 1.0, orphan };
             let legend = vec![Entry { samples: vec![cell], text: kind_of(&zoom.subject).to_owned() }];
             let unit = format!("The cell is the whole span, {len}.");
-            return Self { title, facts: vec![fact], unit, cells: vec![cell], blocks_per_cell: Some(1), legend };
+            return Self {
+                title,
+                facts: vec![fact],
+                unit,
+                cells: vec![cell],
+                blocks_per_cell: Some(1),
+                asked: None,
+                legend,
+            };
         };
         let allocated = blocks.iter().filter(|block| block.allocated).count();
         let mut facts =
@@ -87,6 +98,7 @@ impl Picture {
         while blocks.len().div_ceil(per_cell) > cells.max(1) {
             per_cell *= 2;
         }
+        let asked = zoom.asked().map(|number| number / per_cell);
         let orphan = zoom.lane.is_none();
         let cells: Vec<Cell> = blocks.chunks(per_cell).map(|blocks| cell_of(blocks, *block_size, orphan)).collect();
         let unit = match per_cell {
@@ -99,7 +111,7 @@ impl Picture {
             Entry { samples: vec![sample(slab, 1.0)], text: "allocated".to_owned() },
             Entry { samples: vec![Cell { orphan: false, ..sample(Content::Free, 0.0) }], text: "free".to_owned() },
         ];
-        Self { title, facts, unit, cells, blocks_per_cell: Some(per_cell), legend }
+        Self { title, facts, unit, cells, blocks_per_cell: Some(per_cell), asked, legend }
     }
 
     /// How the row is called that begins with this cell.

@@ -9,9 +9,9 @@ use super::{Cell, Content};
 use crate::units::size;
 
 /// Width of a character, as a part of the font's size: that of Hack and of DejaVu Sans Mono.
-pub(crate) const CHARACTER: f64 = 0.602;
+const CHARACTER: f64 = 0.602;
 
-pub(crate) const INK: Rgb = (0x21, 0x25, 0x29);
+const INK: Rgb = (0x21, 0x25, 0x29);
 const FAINT: Rgb = (0x6c, 0x75, 0x7d);
 const TICK: Rgb = (0xad, 0xb5, 0xbd);
 
@@ -25,6 +25,10 @@ const COLUMNS: (usize, usize) = (8, 64);
 const EDGE_MAX: f64 = 40.0;
 /// Space between cells.
 const GAP: f64 = 1.0;
+/// Cells with edges of at least this are numbered.
+const NUMBERED_LEAST: f64 = 26.0;
+/// How thick the frame is around the cell that was asked for.
+const FRAME: f64 = 2.0;
 /// Height of a line of the legend, and the widths of a swatch in it and of all of it.
 const ENTRY: f64 = 22.0;
 const SWATCH: f64 = 14.0;
@@ -108,6 +112,7 @@ impl Grid {
 const LARGE: f64 = 22.0;
 const NORMAL: f64 = 13.0;
 const SMALL: f64 = 11.0;
+const TINY: f64 = 9.0;
 
 /// Lays out a picture.
 pub(crate) fn of(picture: &Picture) -> Scene {
@@ -159,8 +164,9 @@ impl Scene {
             self.text(&label, (grid.at.0 - 10.0, middle + SMALL * 0.36), SMALL, FAINT, Anchor::End);
             self.rectangle((grid.at.0 - 7.0, middle - 0.5), (4.0, 1.0), TICK);
         }
+        // A single cell needs no distances.
         let columns = grid.columns.min(picture.cells.len());
-        for column in (0..columns).step_by((grid.columns / 4).max(1)) {
+        for column in (0..columns).step_by((grid.columns / 4).max(1)).filter(|_| columns > 1) {
             let x = grid.at.0 + column as f64 * grid.step;
             self.text(&picture.distance(column), (x, grid.at.1 - 9.0), SMALL, FAINT, Anchor::Start);
             self.rectangle((x, grid.at.1 - 6.0), (1.0, 4.0), TICK);
@@ -185,19 +191,41 @@ impl Scene {
             let x = grid.at.0 + column as f64 * grid.step - GAP;
             self.rectangle((x, grid.at.1), (GAP, grid.bottom() - grid.at.1), palette::ground(Ground::Paper));
         }
-        for (index, cell) in picture.cells.iter().enumerate().filter(|(_, cell)| cell.orphan) {
-            self.dot(grid.cell(index), grid.step - GAP, cell);
+        let has_numbers = picture.blocks_per_cell == Some(1) && picture.cells.len() > 1 && grid.step >= NUMBERED_LEAST;
+        for (index, cell) in picture.cells.iter().enumerate() {
+            let ((x, y), edge) = (grid.cell(index), grid.step - GAP);
+            if has_numbers {
+                let text = index.to_string();
+                let width = text.chars().count() as f64 * CHARACTER * TINY;
+                let at = (x + (edge - width) / 2.0, y + edge / 2.0 + TINY * 0.36);
+                self.text(&text, at, TINY, contrast(cell), Anchor::Start);
+            }
+            if cell.orphan {
+                // Where a number stands in the middle, the dot stands in a corner.
+                let shift = if has_numbers { edge / 3.0 } else { 0.0 };
+                self.dot((x + shift, y - shift), edge, cell);
+            }
+        }
+        if let Some(index) = picture.asked {
+            self.frame(grid.cell(index), grid.step - GAP);
         }
     }
 
     /// The mark of an orphan.
     fn dot(&mut self, (x, y): (f64, f64), edge: f64, cell: &Cell) {
-        let (red, green, blue) = palette::colour(cell, Ground::Paper);
-        let luminance = 0.299 * f64::from(red) + 0.587 * f64::from(green) + 0.114 * f64::from(blue);
-        let fill = if luminance > 140.0 { INK } else { palette::ground(Ground::Paper) };
-        let dot = (edge / 3.0).round().clamp(2.0, 6.0);
+        let dot = (edge / 3.0).round().clamp(2.0, 5.0);
         let inset = (edge - dot) / 2.0;
-        self.rectangle((x + inset, y + inset), (dot, dot), fill);
+        self.rectangle((x + inset, y + inset), (dot, dot), contrast(cell));
+    }
+
+    /// Edges around the cell that was asked for.
+    fn frame(&mut self, (x, y): (f64, f64), edge: f64) {
+        let (near, far, len) = (-FRAME, edge, edge + 2.0 * FRAME);
+        for (left, top, width, height) in
+            [(near, near, len, FRAME), (near, far, len, FRAME), (near, near, FRAME, len), (far, near, FRAME, len)]
+        {
+            self.rectangle((x + left, y + top), (width, height), INK);
+        }
     }
 
     /// The legend, in columns; returns where it ends.
@@ -205,7 +233,10 @@ impl Scene {
         let per_column = picture.legend.len().div_ceil(3).max(1);
         for (index, entry) in picture.legend.iter().enumerate() {
             let (column, line) = (index / per_column, index % per_column);
-            let (mut x, y) = (MARGIN + column as f64 * ENTRY_WIDTH, top + line as f64 * ENTRY);
+            let (left, y) = (MARGIN + column as f64 * ENTRY_WIDTH, top + line as f64 * ENTRY);
+            let neighbours = picture.legend.iter().skip(column * per_column).take(per_column);
+            let widest = neighbours.map(|entry| entry.samples.len()).max().unwrap_or(0);
+            let mut x = left;
             for sample in &entry.samples {
                 self.rectangle((x, y), (SWATCH, SWATCH), palette::colour(sample, Ground::Paper));
                 if sample.orphan {
@@ -213,10 +244,18 @@ impl Scene {
                 }
                 x += SWATCH + GAP;
             }
-            self.text(&entry.text, (x + 7.0, y + SWATCH - 2.5), NORMAL, INK, Anchor::Start);
+            let text_at = left + widest as f64 * (SWATCH + GAP) + 7.0;
+            self.text(&entry.text, (text_at, y + SWATCH - 2.5), NORMAL, INK, Anchor::Start);
         }
         top + per_column as f64 * ENTRY
     }
+}
+
+/// Ink or paper, whichever can be told from the cell.
+fn contrast(cell: &Cell) -> Rgb {
+    let (red, green, blue) = palette::colour(cell, Ground::Paper);
+    let luminance = 0.299 * f64::from(red) + 0.587 * f64::from(green) + 0.114 * f64::from(blue);
+    if luminance > 140.0 { INK } else { palette::ground(Ground::Paper) }
 }
 
 fn is_alike(a: &Cell, b: &Cell) -> bool {
