@@ -9,10 +9,12 @@ use shmheap::Offset;
 
 use crate::harness::{Heap, fine, json, program, refused, run};
 
-/// A heap with three blocks of 1000 bytes, the second free, and a large one; it stays attached.
+/// A heap with a hundred blocks of 300 bytes, three of 1000, the second of which is free, and a large one. It stays
+/// attached. Returns the places of those of 1000 bytes and of the large one.
 fn lively(tag: &str) -> (Heap, shmheap::Heap, Vec<Offset>) {
     let heap = Heap::new(tag);
     let attached = heap.open();
+    (0..100).for_each(|_| drop(attached.allocate(300).expect("a block")));
     let mut blocks: Vec<Offset> = (0..3).map(|_| attached.allocate(1000).expect("a block")).collect();
     attached.deallocate(blocks.remove(1)).expect("it was allocated");
     blocks.push(attached.allocate(500_000).expect("a large block"));
@@ -21,7 +23,7 @@ fn lively(tag: &str) -> (Heap, shmheap::Heap, Vec<Offset>) {
 
 /// The rows of cells of a picture without colours.
 fn cells(picture: &str) -> String {
-    let rows = picture.lines().filter(|line| line.starts_with("0x"));
+    let rows = picture.lines().filter(|line| line.starts_with("0x") && !line.contains(" lies in "));
     rows.filter_map(|row| row.rsplit(' ').next()).collect()
 }
 
@@ -52,7 +54,7 @@ fn a_heap_is_drawn_with_letters_where_there_are_no_colours() {
     assert_eq!(cells.len(), 1024);
     assert!((30..=31).contains(&cells.matches('#').count()), "{picture}");
     assert!(cells.starts_with('=') && cells.ends_with('=') && cells.contains("...."), "{picture}");
-    assert_eq!(cells.matches(['c', 'C']).count(), 1, "{picture}");
+    assert!((2..=3).contains(&cells.matches('C').count()), "{picture}");
     for entry in ["cC slab, blocks to 1 KiB", "# large block", ". free, no memory taken", "= metadata"] {
         assert!(picture.contains(entry), "{entry} in {picture}");
     }
@@ -60,8 +62,8 @@ fn a_heap_is_drawn_with_letters_where_there_are_no_colours() {
 
 #[test]
 fn what_has_no_owner_any_more_is_marked() {
-    let (heap, attached, _blocks) = lively("map-orphans");
-    assert!(!fine(&["map", heap.name()]).contains("orphan"));
+    let (heap, attached, _blocks) = lively("map-ownerless");
+    assert!(!fine(&["map", heap.name()]).contains("orphan: "));
     drop(attached);
     let picture = fine(&["map", heap.name()]);
     let cells = cells(&picture);
@@ -129,7 +131,10 @@ fn the_span_around_an_offset_is_shown_block_by_block() {
     let inside = format!("{:#x}", blocks[1].get() + 5);
     let slab = fine(&["map", heap.name(), "--at", &inside]);
     assert!(slab.contains("blocks of 1 KiB in") && slab.contains(", 2 allocated, of lane 1 (pid "), "{slab}");
-    assert!(slab.contains(&format!("{inside} lies in block 2, which starts at {:#x}: allocated", blocks[1])), "{slab}");
+    assert!(
+        slab.contains(&format!("{inside} lies in block 2, which starts at {:#x}: allocated", blocks[1].get())),
+        "{slab}"
+    );
     assert!(cells(&slab).starts_with("C.C."), "{slab}");
     let told = json(&["map", heap.name(), "--slab", &inside]);
     assert_eq!(
@@ -205,7 +210,7 @@ fn a_damaged_heap_is_drawn_as_far_as_it_goes() {
     assert!(
         told["damage"].is_string()
             && told["used"].is_null()
-            && told["spans"].as_array().is_some_and(|spans| spans.len() < 9)
+            && told["spans"].as_array().is_some_and(|spans| spans.iter().all(|span| span["kind"] == "slab"))
     );
     let error = refused(1, &["map", heap.name(), "--at", &blocks[2].to_string()]);
     assert!(error.contains("the page table is damaged") && error.contains("repair"), "{error}");

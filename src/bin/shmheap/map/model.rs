@@ -1,7 +1,7 @@
 //! The region cut into equal cells, and what each of them holds.
 //!
-//! A cell is a power of two of pages, so that offsets along an axis are round numbers. The row of cells starts at the start of
-//! the region and goes to its end: metadata at both ends is shown too.
+//! A cell is a power of two of pages, so that offsets along an axis are round numbers. The row of cells goes from the start
+//! of the region to its end: metadata at both ends is shown too.
 
 use shmheap::{Error, Heap, Result, SpanInfo, SpanUsage, Stats};
 

@@ -1,8 +1,9 @@
 //! How a cell looks: its colour, or where there are none, its character.
 //!
 //! Hue says what a cell holds, and for slabs the size of their blocks in six steps; the fuller a slab is, the further its
-//! colour is from the ground. The hues were chosen so that they stay apart for people who do not tell red from green. On paper
-//! an orphan wears a dot, which a painter adds; on a terminal its colour is paler, since half a character has no room for one.
+//! colour is from the ground. The hues were chosen so that they stay apart for people who do not tell red from green. On
+//! paper an orphan wears a dot, which a painter adds; on a terminal its colour is paler, since half a character has no room
+//! for a dot.
 
 use super::{Cell, Content};
 
@@ -71,8 +72,8 @@ pub(crate) fn colour(cell: &Cell, on: Ground) -> Rgb {
     if cell.orphan && !is_paper { mix(full, (0xff, 0xff, 0xff), PALER) } else { full }
 }
 
-/// The character of a cell where there are no colours. Slabs have letters, A for the smallest blocks to F for the largest, and
-/// those of orphans U to Z; small letters are less than half full.
+/// The character of a cell where there are no colours. Slabs have letters, A for the smallest blocks to F for the largest,
+/// and those of orphans U to Z; small letters are less than half full.
 pub(crate) fn character(cell: &Cell) -> char {
     match cell.content {
         Content::Metadata => '=',
