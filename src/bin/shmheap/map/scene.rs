@@ -4,7 +4,7 @@
 //! without a painter.
 
 use super::palette::{self, Ground, Rgb};
-use super::picture::Picture;
+use super::picture::{Entry, Picture};
 use super::{Cell, Content};
 use crate::units::size;
 
@@ -29,10 +29,10 @@ const GAP: f64 = 1.0;
 const NUMBERED_LEAST: f64 = 26.0;
 /// How thick the frame is around the cell that was asked for.
 const FRAME: f64 = 2.0;
-/// Height of a line of the legend, and the widths of a swatch in it and of all of it.
+/// Height of a line of the legend, the width of a swatch in it, and the space between its columns.
 const ENTRY: f64 = 22.0;
 const SWATCH: f64 = 14.0;
-const ENTRY_WIDTH: f64 = 300.0;
+const COLUMN_GAP: f64 = 48.0;
 
 /// Which end of a text stands at its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,7 +178,7 @@ impl Scene {
     fn cells(&mut self, picture: &Picture, grid: Grid) {
         for (row, cells) in picture.cells.chunks(grid.columns).enumerate() {
             let mut start = 0;
-            for run in cells.chunk_by(|a, b| is_alike(a, b)) {
+            for run in cells.chunk_by(is_alike) {
                 let at = grid.cell(row * grid.columns + start);
                 let size = (grid.step * run.len() as f64 - GAP, grid.step - GAP);
                 let note = Some(note_of(run, picture.blocks_per_cell));
@@ -228,26 +228,32 @@ impl Scene {
         }
     }
 
-    /// The legend, in columns; returns where it ends.
+    /// The legend, in columns, of which the first has the slabs; returns where it ends.
     fn legend(&mut self, picture: &Picture, top: f64) -> f64 {
-        let per_column = picture.legend.len().div_ceil(3).max(1);
-        for (index, entry) in picture.legend.iter().enumerate() {
-            let (column, line) = (index / per_column, index % per_column);
-            let (left, y) = (MARGIN + column as f64 * ENTRY_WIDTH, top + line as f64 * ENTRY);
-            let neighbours = picture.legend.iter().skip(column * per_column).take(per_column);
-            let widest = neighbours.map(|entry| entry.samples.len()).max().unwrap_or(0);
-            let mut x = left;
-            for sample in &entry.samples {
-                self.rectangle((x, y), (SWATCH, SWATCH), palette::colour(sample, Ground::Paper));
-                if sample.orphan {
-                    self.dot((x, y), SWATCH, sample);
-                }
-                x += SWATCH + GAP;
+        let (ramps, single): (Vec<_>, Vec<_>) = picture.legend.iter().partition(|entry| entry.samples.len() > 1);
+        let lines = ramps.len().max(single.len().div_ceil(2)).max(1);
+        let mut left = MARGIN;
+        for column in [ramps.as_slice()].into_iter().chain(single.chunks(lines)).filter(|column| !column.is_empty()) {
+            let mut right = left;
+            for (line, entry) in column.iter().enumerate() {
+                right = self.entry(entry, (left, top + line as f64 * ENTRY)).max(right);
             }
-            let text_at = left + widest as f64 * (SWATCH + GAP) + 7.0;
-            self.text(&entry.text, (text_at, y + SWATCH - 2.5), NORMAL, INK, Anchor::Start);
+            left = right + COLUMN_GAP;
         }
-        top + per_column as f64 * ENTRY
+        top + lines as f64 * ENTRY
+    }
+
+    /// An entry of the legend; returns where it ends at the right.
+    fn entry(&mut self, entry: &Entry, (mut x, y): (f64, f64)) -> f64 {
+        for sample in &entry.samples {
+            self.rectangle((x, y), (SWATCH, SWATCH), palette::colour(sample, Ground::Paper));
+            if sample.orphan {
+                self.dot((x, y), SWATCH, sample);
+            }
+            x += SWATCH + GAP;
+        }
+        self.text(&entry.text, (x + 7.0, y + SWATCH - 2.5), NORMAL, INK, Anchor::Start);
+        self.texts.last().map_or(x, |text| text.at.0 + text.width())
     }
 }
 
