@@ -34,6 +34,14 @@ const SLABS_ON_PAPER: [Rgb; 6] =
 const SLABS_AT_NIGHT: [Rgb; 6] =
     [(0x8d, 0x66, 0xf5), (0x35, 0xc0, 0xf0), (0x1f, 0xd2, 0x9a), (0xf7, 0xbe, 0x48), (0xd0, 0x54, 0x38), (0xe8, 0x2a, 0xb0)];
 
+/// The same at night where there are 256 colours, by their numbers: slabs that are rather empty, half full, and rather full.
+/// Picked by hand, since the nearest of so few colours often has another hue.
+const SLABS_INDEXED: [[u8; 3]; 6] =
+    [[54, 92, 99], [24, 31, 39], [22, 29, 42], [94, 136, 214], [88, 124, 160], [89, 126, 199]];
+/// And those of orphans.
+const ORPHANS_INDEXED: [[u8; 3]; 6] =
+    [[97, 140, 183], [67, 110, 153], [65, 108, 121], [137, 179, 222], [131, 174, 217], [132, 175, 218]];
+
 /// The least part of its hue that an empty slab has, on paper and at night.
 const TINT_LEAST: (f64, f64) = (0.28, 0.38);
 /// How much paler an orphan is at night.
@@ -71,6 +79,23 @@ pub(crate) fn colour(cell: &Cell, on: Ground) -> Rgb {
         }
     };
     if cell.orphan && !is_paper { mix(full, (0xff, 0xff, 0xff), PALER) } else { full }
+}
+
+/// The number of a cell's colour at night, of the 256 that many terminals have.
+pub(crate) fn index(cell: &Cell) -> u8 {
+    match cell.content {
+        Content::Free => 235,
+        Content::Reserved => 239,
+        Content::Kept => 244,
+        Content::Metadata => 101,
+        Content::Unknown => 196,
+        Content::Large if cell.orphan => 255,
+        Content::Large => 251,
+        Content::Slab { block_size } => {
+            let slabs = if cell.orphan { ORPHANS_INDEXED } else { SLABS_INDEXED };
+            slabs[step(block_size)][(cell.fullness.clamp(0.0, 1.0) * 2.99) as usize]
+        }
+    }
 }
 
 /// The character of a cell where there are no colours. Slabs have letters, A for the smallest blocks to F for the largest,
@@ -122,6 +147,8 @@ mod tests {
         assert_eq!(characters.len(), everything.len());
         let at_night: HashSet<Rgb> = everything.iter().map(|cell| colour(cell, Ground::Night)).collect();
         assert_eq!(at_night.len(), everything.len());
+        let indexed: HashSet<u8> = everything.iter().map(index).collect();
+        assert_eq!(indexed.len(), everything.len());
         let on_paper: HashSet<Rgb> = all.iter().map(|cell| colour(cell, Ground::Paper)).collect();
         assert_eq!(on_paper.len(), all.len());
     }

@@ -34,10 +34,10 @@ pub(crate) fn paint(scene: &Scene) -> String {
             Anchor::Start => "start",
             Anchor::End => "end",
         };
-        let element = Words::new(&text.text).set("x", short(text.at.0)).set("y", short(text.at.1));
+        // Labels are aligned by blanks, of which SVG would make one.
+        let words = text.text.replace("  ", "\u{a0}\u{a0}");
+        let element = Words::new(words).set("x", short(text.at.0)).set("y", short(text.at.1));
         let element = element.set("font-size", text.size).set("fill", hex(text.fill)).set("text-anchor", anchor);
-        // Labels are aligned by blanks.
-        let element = element.set("xml:space", "preserve");
         // Whatever font there is, the text takes the room that the scene has for it.
         document.append(element.set("textLength", short(text.width())).set("lengthAdjust", "spacingAndGlyphs"));
     }

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use anstream::{AutoStream, ColorChoice};
-use anstyle::{Color, RgbColor, Style};
+use anstyle::{Ansi256Color, Color, Style};
 
-use super::palette::{self, Ground, Rgb};
+use super::palette::{self, Ground};
 use super::picture::{Entry, Picture};
 use super::{Cell, Content};
 use crate::output::{DIM, STRONG, styled};
@@ -68,11 +68,10 @@ impl Canvas {
         self.columns() * lines * self.cells_per_character()
     }
 
-    fn colour(self, (red, green, blue): Rgb) -> Color {
-        let colour = RgbColor(red, green, blue);
+    fn colour(self, cell: &Cell) -> Color {
         match self.colours {
-            Colours::Indexed => Color::Ansi256(anstyle_lossy::rgb_to_xterm(colour)),
-            _ => Color::Rgb(colour),
+            Colours::Indexed => Color::Ansi256(Ansi256Color(palette::index(cell))),
+            _ => palette::colour(cell, Ground::Night).into(),
         }
     }
 }
@@ -117,8 +116,8 @@ fn halves(canvas: Canvas, upper: &[Cell], lower: &[Cell]) -> String {
     let mut text = String::new();
     let mut last = Style::new();
     for (index, above) in upper.iter().enumerate() {
-        let colour = |cell| canvas.colour(palette::colour(cell, Ground::Night));
-        let style = Style::new().fg_color(Some(colour(above))).bg_color(lower.get(index).map(colour));
+        let below = lower.get(index).map(|cell| canvas.colour(cell));
+        let style = Style::new().fg_color(Some(canvas.colour(above))).bg_color(below);
         if style != last {
             // Writing to a String does not fail.
             let _ = write!(text, "{last:#}{style}");
@@ -171,6 +170,6 @@ fn sample(entry: &Entry, canvas: Canvas) -> (String, usize) {
         characters.dedup();
         return (characters.iter().collect(), characters.len());
     }
-    let block = |cell| styled(Style::new().fg_color(Some(canvas.colour(palette::colour(cell, Ground::Night)))), '\u{2588}');
+    let block = |cell| styled(Style::new().fg_color(Some(canvas.colour(cell))), '\u{2588}');
     (entry.samples.iter().map(block).collect(), entry.samples.len())
 }
