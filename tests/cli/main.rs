@@ -12,8 +12,8 @@ mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod harness;
-mod map;
 mod images;
+mod map;
 mod shells;
 mod values;
 
