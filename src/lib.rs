@@ -66,8 +66,8 @@ mod sys;
 
 pub use error::{Corruption, Error, OffsetFault, Result, Shortage};
 pub use heap::{
-    BlockInfo, Blocks, ClassStats, Freeze, Heap, LaneInfo, Options, OwnerTrust, RootInfo, SegmentInfo, SegmentKind,
-    SpanInfo, SpanUsage, Spans, Stats,
+    Activity, BlockInfo, Blocks, Change, ClassActivity, ClassStats, Freeze, Heap, LaneActivity, LaneInfo, LockStats,
+    Options, OwnerTrust, RootInfo, SegmentInfo, SegmentKind, SpanInfo, SpanUsage, Spans, Stats,
 };
 pub use image::{Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, verify};
 pub use region::{Memory, Offset};

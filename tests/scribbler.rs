@@ -22,7 +22,7 @@ use shmheap::{Heap, Offset, Options};
 /// Capacity of the heaps here: small, so that every part of them is hit.
 const CAPACITY: u64 = 256 << 10;
 /// Where the pages of such a heap begin and end.
-const PAGES: std::ops::Range<u64> = 0x2000..0x3e000;
+const PAGES: std::ops::Range<u64> = 0x3000..0x3e000;
 /// How long a call waits for a lock word that names somebody alive.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(2);
 /// Workers beside the one who scribbles.
@@ -57,7 +57,7 @@ fn scribble() {
         // The metadata is a small part of the whole, and what matters most.
         let at = match random.below(4) {
             0 => 8 * random.below(0x500 / 8) as u64,
-            1 => 8 * random.below(0x2000 / 8) as u64,
+            1 => 8 * random.below(PAGES.start as usize / 8) as u64,
             2 => PAGES.end + 8 * random.below((CAPACITY - PAGES.end) as usize / 8) as u64,
             _ => 8 * random.below(CAPACITY as usize / 8) as u64,
         };

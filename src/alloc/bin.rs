@@ -8,6 +8,8 @@
 //! B2. Every slab of the lane has notes ([`Notes`]) and is the bin's current one, or stands in its list of room or of full
 //!     slabs; those that are kept ([`Kept`]) have none. A slab with a free bit set is not listed as full.
 //! B3. Slabs that have room again wait first in, first out, so that they gather more room before they are used.
+//! B4. What the lane's counters do not tell yet is in the bins: less than [`LOT`] + 64 blocks of a class. It is told when a
+//!     word has been used up, and before a block goes back into its word when there are `LOT` of them.
 //!
 //! All of it can be lost: a lane whose thread dies leaves slabs whose bits say everything.
 
@@ -29,6 +31,9 @@ type Result<T, E = Corruption> = std::result::Result<T, E>;
 /// one in eight has some, memory grows by no more than an eighth for not looking further.
 const SCAN_MAX: u32 = 8;
 
+/// With so many blocks that are not counted, the one that was allocated last is not freed on the shortest way.
+const LOT: u16 = 128;
+
 /// What became of a slab one of whose blocks was freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Freed {
@@ -41,7 +46,8 @@ pub(crate) enum Freed {
 /// What [`Bins::free_hot`] did.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Hot {
-    /// Nothing: the block is no allocated one of this lane's slabs, or its slab is listed as full.
+    /// Nothing: the block is no allocated one of this lane's slabs, or its slab is listed as full, or [`LOT`] blocks are to
+    /// be counted first.
     NotHere,
     /// Freed it.
     Freed,
@@ -64,7 +70,9 @@ pub(super) struct Bin {
     /// Link of the current slab; 0 = none.
     pub(super) current: Cell<u32>,
     /// The word of it that is being worked on.
-    word: Cell<u32>,
+    word: Cell<u16>,
+    /// Blocks that were taken and are not counted yet (B4).
+    taken: Cell<u16>,
     pub(super) room: Ends,
     pub(super) full: Ends,
     pub(super) full_count: Cell<u32>,
@@ -136,6 +144,7 @@ impl Bins {
         let bit = 1u64 << index;
         let block = bin.base.get() + u64::from(index) * bin.size.get();
         bin.copy.set(copy ^ bit);
+        bin.taken.set(bin.taken.get() + 1);
         self.last.block.set(block);
         self.last.bit.set(bit);
         self.last.class.set(class);
@@ -147,14 +156,33 @@ impl Bins {
     /// True if the current word has a block left, or another one could be found among what the lane has already.
     #[inline]
     pub(crate) fn has_any(&self, tables: &Tables, class: ClassIndex, info: &Class) -> Result<bool> {
-        Ok(self.bin(class).copy.get() != 0 || self.advance(tables, class, info) || self.refill(tables, class, info)?)
+        if self.bin(class).copy.get() != 0 {
+            return Ok(true);
+        }
+        self.count_taken(tables, class);
+        Ok(self.advance(tables, class, info) || self.refill(tables, class, info)?)
+    }
+
+    /// Brings all of the lane's counters up to date.
+    pub(crate) fn count_all(&self, tables: &Tables, classes: &Classes) {
+        classes.indices().for_each(|class| self.count_taken(tables, class));
+    }
+
+    /// Adds the blocks of this class that were taken to the lane's counter.
+    pub(super) fn count_taken(&self, tables: &Tables, class: ClassIndex) {
+        let taken = self.bin(class).taken.replace(0);
+        if taken != 0
+            && let Some(record) = tables.lane(self.lane)
+        {
+            record.count_allocated(class, u32::from(taken));
+        }
     }
 
     /// Goes on to the current slab's next word, in the common case: it has free blocks, and none that others have freed.
     #[inline]
     fn advance(&self, tables: &Tables, class: ClassIndex, info: &Class) -> bool {
         let bin = self.bin(class);
-        let (word, pair) = (bin.word.get() + 1, bin.pair.get() + 1);
+        let (word, pair) = (u32::from(bin.word.get()) + 1, bin.pair.get() + 1);
         if bin.current.get() == 0 || word > info.last_word {
             return false;
         }
@@ -167,7 +195,7 @@ impl Bins {
         bin.copy.set(copy);
         bin.pair.set(pair);
         bin.base.set(bin.base.get() + 64 * bin.size.get());
-        bin.word.set(word);
+        bin.word.set(word as u16);
         true
     }
 
@@ -177,7 +205,7 @@ impl Bins {
         // Each round ends with a word, or with a slab less that might have room.
         for _ in 0..=tables.geometry.pages {
             if let Some(slab) = self.slab(tables, class, info, bin.current.get())? {
-                if self.enter(tables, &slab, bin.word.get() + 1) {
+                if self.enter(tables, &slab, u32::from(bin.word.get()) + 1) {
                     return Ok(true);
                 }
                 self.retire(tables, &slab);
@@ -265,7 +293,7 @@ impl Bins {
                 bin.base.set(slab.block_at(tables, word * 64));
                 bin.size.set(u64::from(slab.info.size));
                 bin.current.set(slab.head.link());
-                bin.word.set(word);
+                bin.word.set(word as u16);
                 return true;
             }
         }
@@ -352,6 +380,9 @@ impl Bins {
     fn free_last(&self, tables: &Tables) -> Hot {
         let bin = self.bin(self.last.class.get());
         let bit = self.last.bit.get();
+        if bin.taken.get() >= LOT {
+            return Hot::NotHere;
+        }
         let Some([free, remote]) = tables.region.item::<2>(bin.pair.get()) else { return Hot::NotHere };
         let before = free.load(Ordering::Relaxed);
         if (before | remote.load(Ordering::Relaxed)) & bit != 0 {
@@ -371,8 +402,10 @@ impl Bins {
         slab.is_allocated(tables, bit).then_some((slab, bit))
     }
 
-    /// Opens the slab around `offset`, if it is this lane's and listed as full: one of its blocks is about to be freed.
+    /// Does what stands in the way of [`Self::free_hot`]: counts blocks of the class that was allocated last, and opens the
+    /// slab around `offset`, if it is this lane's and listed as full.
     pub(crate) fn open(&self, tables: &Tables, classes: &Classes, offset: u64) {
+        self.count_taken(tables, self.last.class.get());
         let Some((head, class, Kind::Full)) = self.notes.slab_around(tables, offset) else { return };
         let (Some(info), Some(head)) = (classes.get(class), tables.page(head)) else { return };
         self.has_room_again(&Slab { head, class, info, lane: self.lane() });

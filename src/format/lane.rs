@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::{CLASSES_MAX, ClassIndex};
 use crate::region::Region;
 use crate::sys::gate::Gate;
 
@@ -33,7 +34,10 @@ impl LaneId {
 }
 
 /// Bytes per lane record.
-pub(super) const LANE_RECORD_LEN: u64 = 256;
+pub(super) const LANE_RECORD_LEN: u64 = 512;
+
+/// Where a lane counts its large blocks: behind all classes.
+pub(crate) const LARGE_BLOCKS: ClassIndex = ClassIndex(CLASSES_MAX as u8);
 
 /// A lane's record. Each group has a cache line of its own.
 ///
@@ -51,6 +55,7 @@ pub(super) const LANE_RECORD_LEN: u64 = 256;
 /// | 0x98 | 64 | move: the block that is to be replaced, and bit 0, [`MOVE_DECIDES`]; 0 if the move has happened |
 /// | 0xa0 | 64 | move: the block that replaces it; 0 if there is none |
 /// | 0xc0 | 2 x 64 | [`Gate`]: busy, stop |
+/// | 0x100 | 64 x 32 | blocks allocated through the lane ever, modulo 2^32: of class 0 and up; the last, [`LARGE_BLOCKS`] |
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LaneRecord<'a> {
     pub(super) region: &'a Region,
@@ -179,6 +184,18 @@ impl<'a> LaneRecord<'a> {
     /// What keeps the lane from working without the heap lock while somebody freezes the heap.
     pub(crate) fn gate(&self) -> &'a Gate {
         self.region.gate(self.at + 0xc0)
+    }
+
+    /// Blocks of this class, or large ones, that were allocated through the lane ever, modulo 2^32. Nothing depends on it,
+    /// and any value is one: it is not set back when the lane changes hands, nor mended.
+    pub(crate) fn allocated_ever(&self, class: ClassIndex) -> &'a AtomicU32 {
+        self.region.half(self.at + 0x100 + u64::from(class.0 & 63) * 4)
+    }
+
+    /// Counts blocks that were allocated. For the lane itself; for the shared one, under the heap lock.
+    pub(crate) fn count_allocated(&self, class: ClassIndex, blocks: u32) {
+        let word = self.allocated_ever(class);
+        word.store(word.load(Ordering::Relaxed).wrapping_add(blocks), Ordering::Relaxed);
     }
 
     /// True while a move is under way, or was left.

@@ -30,7 +30,7 @@ mod tables;
 
 pub(crate) use geometry::{CHUNK_PAGES, FANOUT, Geometry, LEVELS};
 pub(crate) use header::{CLASSES_MAX, HEADER_LEN, Header, LANES_MAX, PAGE_SIZE_MAX, PAGE_SIZE_MIN, ROOT_SLOTS_MAX};
-pub(crate) use lane::{Intent, IntentKind, LaneId, LaneRecord, MOVE_DECIDES, SHARED_LANE};
+pub(crate) use lane::{Intent, IntentKind, LARGE_BLOCKS, LaneId, LaneRecord, MOVE_DECIDES, SHARED_LANE};
 pub(crate) use page::{ClassIndex, PageCount, PageEntry, PageIndex, PageState};
 pub(crate) use root::{RootName, RootRecord, RootState};
 pub(crate) use tables::{Summary, Tables};
@@ -61,6 +61,12 @@ pub(crate) mod superblock {
     pub(crate) const ROOTS_RESERVED: u64 = 0x300;
     /// Words of that.
     pub(crate) const ROOTS_RESERVED_WORDS: u64 = 32;
+    /// Counts the times that somebody slept for the heap lock. These three are for people: nothing depends on them.
+    pub(crate) const LOCK_WAITS: u64 = 0x400;
+    /// How long they slept in all, in nanoseconds.
+    pub(crate) const LOCK_WAITED_NS: u64 = 0x408;
+    /// Counts the times that the heap lock was taken from a dead holder.
+    pub(crate) const TAKEOVERS: u64 = 0x410;
     /// The lane records start here.
     pub(crate) const LEN: u64 = 4096;
 }

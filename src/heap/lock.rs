@@ -41,17 +41,28 @@ struct Waiter<'a> {
     attachment: &'a Attachment,
     /// Since when this call waits.
     started: Cell<Option<Instant>>,
+    has_slept: Cell<bool>,
     /// The holder last asked after, and since when it stands in the way.
     blocked_by: Cell<Option<(u32, Instant)>>,
 }
 
 impl<'a> Waiter<'a> {
     fn new(attachment: &'a Attachment) -> Self {
-        Self { attachment, started: Cell::new(None), blocked_by: Cell::new(None) }
+        Self { attachment, started: Cell::new(None), has_slept: Cell::new(false), blocked_by: Cell::new(None) }
     }
 
     fn waited(&self) -> Duration {
         self.started.get().map_or(Duration::ZERO, |started| started.elapsed())
+    }
+
+    /// A call that sleeps for several slices has waited once.
+    fn count_sleep(&self, slept: Duration) {
+        let tables = &self.attachment.tables;
+        if !self.has_slept.replace(true) {
+            tables.superblock(superblock::LOCK_WAITS).fetch_add(1, Ordering::Relaxed);
+        }
+        let slept_ns = u64::try_from(slept.as_nanos()).unwrap_or(u64::MAX);
+        tables.superblock(superblock::LOCK_WAITED_NS).fetch_add(slept_ns, Ordering::Relaxed);
     }
 }
 
@@ -60,7 +71,9 @@ impl World for Waiter<'_> {
         let before = Instant::now();
         self.started.set(self.started.get().or(Some(before)));
         futex::wait(self.attachment.tables.lock(), expected, SLICE);
-        before.elapsed() >= SLICE
+        let slept = before.elapsed();
+        self.count_sleep(slept);
+        slept >= SLICE
     }
 
     fn wake_one(&self) {
@@ -159,6 +172,9 @@ impl Attachment {
             Error::LockTimeout { holder_pid: self.pid_of(holder), waited_ms }
         })?;
         let lock = HeapLock { attachment: self, locked: Locked::assume() };
+        if let Taken::FromDead(_) = taken {
+            self.tables.superblock(superblock::TAKEOVERS).fetch_add(1, Ordering::Relaxed);
+        }
         self.note_in_use(&lock)?;
         let recovering = self.tables.superblock(superblock::RECOVERING);
         let seized = match taken {

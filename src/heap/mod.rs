@@ -17,6 +17,7 @@
 //! | images | `snapshot.rs`, `restore.rs` | what a heap holds at one moment, and how that comes back |
 //! | segments | `segments.rs` | which heaps there are |
 //! | numbers | `stats.rs`, `inspect.rs`, `spans.rs` | what the heap holds, who is attached, is it sound |
+//! | activity | `activity.rs` | what goes on: counters of allocations, frees, waits for the lock |
 //!
 //! **Lock order.** The heap lock comes first; a lock that guards a root's or a collection's contents is taken after it or
 //! without it, never before it. The shared lane's gate (a process's threads that found no lane, one at a time) is taken
@@ -25,6 +26,7 @@
 //! Not here: what `T` is in a block (`typed`).
 
 mod access;
+mod activity;
 mod attach;
 mod attachment;
 mod blocks;
@@ -52,6 +54,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use attachment::Attachment;
 
+pub use activity::{Activity, Change, ClassActivity, LaneActivity, LockStats};
 pub use freeze::Freeze;
 pub use inspect::{BlockInfo, Blocks, LaneInfo};
 pub use options::{Options, OwnerTrust};

@@ -10,7 +10,7 @@ use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
 use crate::alloc::{Bins, Class, Freed, Hot, Located, Slab, large, orphan, slab, span};
 use crate::error::{Corruption, Error, OffsetFault, Result};
-use crate::format::{ClassIndex, LaneId, PageCount, PageState, SHARED_LANE, superblock};
+use crate::format::{ClassIndex, LARGE_BLOCKS, LaneId, PageCount, PageState, SHARED_LANE, superblock};
 use crate::journal::Locked;
 use crate::recovery;
 
@@ -127,7 +127,7 @@ impl Attachment {
                 let from_orphans = || orphan::allocate(tables, locked, classes, class, info, &mut commit);
                 match self.with_second_try(locked, caller, from_orphans) {
                     Err(Error::OutOfMemory { .. }) => self.allocate_pages_for(locked, caller, class, commit),
-                    done => done,
+                    done => done.inspect(|_| self.count_allocated(SHARED_LANE, class)),
                 }
             }
             (Kind::Large(size), caller) => {
@@ -147,7 +147,15 @@ impl Attachment {
             seat.has_large.set(true);
             self.make_room(locked, seat, large::pages_for(&self.tables, size)?.get())?;
         }
-        large::allocate(&self.tables, locked, size, caller.lane(), before_commit)
+        let allocated = large::allocate(&self.tables, locked, size, caller.lane(), before_commit);
+        allocated.inspect(|_| self.count_allocated(caller.lane(), LARGE_BLOCKS))
+    }
+
+    /// Counts a block that came from no bin: bins count what they hand out.
+    fn count_allocated(&self, lane: LaneId, class: ClassIndex) {
+        if let Some(record) = self.tables.lane(lane) {
+            record.count_allocated(class, 1);
+        }
     }
 
     /// The last resort of a small request: where no run of pages is long enough for a slab of its class, one may still be
@@ -245,6 +253,7 @@ impl Attachment {
             let first = seat.bins.kept.take_large(tables, pages, seat.bins.lane())?;
             Ok(first.map(|first| {
                 seat.has_large.set(true);
+                self.count_allocated(seat.bins.lane(), LARGE_BLOCKS);
                 tables.page_start(first)
             }))
         };

@@ -29,3 +29,4 @@ fn worker_entry() {
         ("stop with the lock", troubles::stop_with_the_lock),
     ]);
 }
+mod map;

@@ -30,7 +30,7 @@ const STRIDE: u64 = 64;
 /// Of the bytes that hold no metadata, the short form takes one in so many.
 const SAMPLE: u64 = 61;
 /// Bytes of the superblock that say nothing.
-const SILENT: std::ops::Range<u64> = 0x400..0x1000;
+const SILENT: std::ops::Range<u64> = 0x418..0x1000;
 
 /// What is done with the heap that is in use, before the byte changes.
 const BEFORE: [(Operation, &[u8]); 9] = [

@@ -33,7 +33,7 @@ fn a_block_that_is_said_to_reach_beyond_the_pages_is_not_listed() {
     let block = heap.allocate(5000).expect("room");
     let entry = ground.word(entry_at(&layout, block));
     let good = entry.load(Ordering::Relaxed);
-    for pages in [14, 1 << 20, u64::from(u32::MAX)] {
+    for pages in [13, 1 << 20, u64::from(u32::MAX)] {
         entry.store(good & 0xffff_ffff | pages << 32, Ordering::Relaxed);
         assert_eq!(heap.blocks().count(), 0);
         assert!(is_corrupt(heap.stats()) && is_corrupt(heap.lanes()) && is_corrupt(heap.usable_size(block)));
@@ -82,13 +82,13 @@ fn a_slab_that_reaches_beyond_the_last_page_is_an_error() {
 /// than 8: an assertion stopped the process that recovered.
 #[test]
 fn an_intent_names_a_cell_or_is_an_error() {
-    for cell in [SMALL as u64, SMALL as u64 - 8, 0x100, 0, 0x2004, !7] {
+    for cell in [SMALL as u64, SMALL as u64 - 8, 0x100, 0, 0x3004, !7] {
         let ground = Ground::new(SMALL + PAGE as usize);
         let heap = Heap::options().lanes(4).root_slots(16).create_in(short(&ground)).expect("a heap fits");
         drop(heap);
         // Lane 1 is claimed, by nobody alive; an intent to free is under way, and so is a recovery.
-        ground.set_byte(0x1100, 1);
-        for (at, word) in [(0x1180, 2), (0x1188, cell), (0x1190, 0x2000), (0x108, 1)] {
+        ground.set_byte(0x1200, 1);
+        for (at, word) in [(0x1280, 2), (0x1288, cell), (0x1290, 0x3000), (0x108, 1)] {
             ground.word(at).store(word, Ordering::Relaxed);
         }
         assert!(is_corrupt(Heap::options().open_in(short(&ground))), "cell {cell:#x}");
@@ -108,12 +108,12 @@ fn pages_that_are_only_said_to_be_free_are_not_handed_out() {
     let block = heap.allocate(5000).expect("room");
     let (in_use, summary) = (ground.word(layout.area(8).0), ground.word(layout.area(11).0));
     in_use.store(0, Ordering::Relaxed);
-    summary.store(13 | 13 << 32, Ordering::Relaxed);
+    summary.store(12 | 12 << 32, Ordering::Relaxed);
     assert!(is_corrupt(heap.allocate(6000)));
     assert!(heap.usable_size(block).is_ok());
     // A run that is longer than the heap.
     summary.store(u64::MAX, Ordering::Relaxed);
-    assert!(is_corrupt(heap.allocate(13 * 4096)));
+    assert!(is_corrupt(heap.allocate(12 * 4096)));
 }
 
 /// A journal record that could not be applied was armed all the same, and stayed so.

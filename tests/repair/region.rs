@@ -39,7 +39,7 @@ pub(crate) struct Places {
 
 impl Places {
     fn with(pages: u64) -> Self {
-        let roots = 4096 + 256 * (LANES + 1);
+        let roots = 4096 + 512 * (LANES + 1);
         let data = (roots + 128 * ROOT_SLOTS).next_multiple_of(PAGE);
         let table = |at: &mut u64, len: u64| {
             let start = at.next_multiple_of(64);
@@ -63,7 +63,7 @@ impl Places {
     }
 
     pub(crate) fn lane(lane: u64) -> u64 {
-        4096 + 256 * lane
+        4096 + 512 * lane
     }
 
     pub(crate) fn entry(&self, page: u64) -> u64 {

@@ -154,7 +154,7 @@ impl Claims<'_> {
 impl Image {
     /// True if somebody claims the lane.
     pub(crate) fn is_claimed(&self, lane: i64) -> bool {
-        u64::try_from(lane).is_ok_and(|lane| Drawing(&self.bytes).half(4096 + 256 * lane) != 0)
+        u64::try_from(lane).is_ok_and(|lane| Drawing(&self.bytes).half(4096 + 512 * lane) != 0)
     }
 
     /// The first thing that the heap counts on to be reserved memory, if it counts on more than there is. Holds at every
@@ -162,7 +162,7 @@ impl Image {
     pub(crate) fn unbacked(&self) -> Option<String> {
         let drawing = Drawing(&self.bytes);
         let (page, lanes, slots) = (1u64 << drawing.half(0x18), drawing.half(0x1c), drawing.half(0x20));
-        let roots_at = 4096 + 256 * (lanes + 1);
+        let roots_at = 4096 + 512 * (lanes + 1);
         let data_start = (roots_at + 128 * slots).next_multiple_of(page);
         let tables = |pages: u64| {
             let mut at = data_start + page * pages;

@@ -5,6 +5,7 @@
 //! | command | `commands/` | one file or folder for each subcommand: its arguments, what it does, what it prints |
 //! | [`place::Place`] | `place.rs` | what a NAME on the command line means: a segment, or a file |
 //! | [`failure::Failure`] | `failure.rs` | an error as a person at a terminal needs it: what, why, and the remedy as a command |
+//! | [`map::Map`] | `map/` | a heap as a picture: cells, their colours, and who paints them |
 //! | [`output::Output`] | `output.rs` | printing, as text or as JSON |
 //! | [`processes::Process`] | `processes.rs` | who has a heap attached, as far as /proc tells |
 //! | unit | `units.rs` | sizes and times, read and written |
@@ -17,6 +18,7 @@
 
 mod commands;
 mod failure;
+mod map;
 mod output;
 mod place;
 mod processes;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use shmheap::{BlockInfo, Heap, Offset};
+use shmheap::{Activity, BlockInfo, Heap, Offset};
 
 use super::{Ground, Input};
 
@@ -242,7 +242,10 @@ impl<'a> Actor<'a> {
             }
             Operation::Roots => _ = heap.roots(),
             Operation::RemoveRoot => _ = heap.remove_root(name(input)),
-            Operation::Stats => _ = heap.stats(),
+            Operation::Stats => {
+                _ = heap.stats();
+                _ = heap.activity().map(|activity| activity.since(&Activity::default()));
+            }
             Operation::Lanes => _ = heap.lanes(),
             Operation::DumpStats => _ = heap.dump_stats(),
             Operation::Validate => {

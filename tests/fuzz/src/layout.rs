@@ -60,7 +60,7 @@ impl Layout {
 
     fn with_pages(self, pages: u64) -> Self {
         let page_size = 1u64 << self.page_shift;
-        let roots_end = SUPERBLOCK_LEN + 256 * u64::from(self.lanes + 1) + 128 * u64::from(self.root_slots);
+        let roots_end = SUPERBLOCK_LEN + 512 * u64::from(self.lanes + 1) + 128 * u64::from(self.root_slots);
         let data_start = roots_end.next_multiple_of(page_size);
         let data_end = data_start + pages * page_size;
         let chunks = pages.div_ceil(512);
@@ -90,9 +90,9 @@ impl Layout {
     /// Start and length of a part of the region that holds words of one kind; every number names one.
     pub fn area(&self, number: u8) -> (u64, u64) {
         let table = |index: usize| (self.tables[index], self.tables[index + 1] - self.tables[index]);
-        let lanes_end = SUPERBLOCK_LEN + 256 * u64::from(self.lanes + 1);
+        let lanes_end = SUPERBLOCK_LEN + 512 * u64::from(self.lanes + 1);
         match number & 15 {
-            0 | 1 => (0x80, 0x380),
+            0 | 1 => (0x80, 0x3a0),
             2 => (SUPERBLOCK_LEN, lanes_end - SUPERBLOCK_LEN),
             3 => (lanes_end, 128 * u64::from(self.root_slots)),
             4..=6 => table(0),
@@ -117,7 +117,7 @@ impl Layout {
         let mut bytes = [0; 128];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0x00, b"shmheap\0");
-        put(0x08, &3u32.to_ne_bytes());
+        put(0x08, &4u32.to_ne_bytes());
         put(0x0c, &0x0102_0304u32.to_ne_bytes());
         put(0x10, &self.capacity.to_ne_bytes());
         put(0x18, &self.page_shift.to_ne_bytes());

@@ -8,6 +8,7 @@ mod doctor;
 mod gc;
 mod image;
 mod ls;
+mod map;
 mod rm;
 mod stat;
 mod values;
@@ -98,6 +99,8 @@ pub(crate) enum Command {
     Completions(completions::Completions),
     /// Write man pages
     Man(completions::Man),
+    /// Draw a heap: what stands where
+    Map(map::Draw),
     /// Look at this system and say what is in the way of heaps
     Doctor(doctor::Doctor),
     /// Remove what creators, broken heaps and absent users have left
@@ -127,6 +130,7 @@ impl Command {
             Self::Diff(command) => command.run(output),
             Self::Completions(command) => command.run(output),
             Self::Man(command) => command.run(output),
+            Self::Map(command) => command.run(output),
             Self::Doctor(command) => command.run(output),
             Self::Gc(command) => command.run(output),
         }
