@@ -22,8 +22,10 @@ mod map;
 mod shells;
 mod stage;
 mod stress;
+mod top;
 mod troubles;
 mod values;
+mod watch;
 
 #[test]
 fn worker_entry() {

@@ -14,7 +14,9 @@ mod map;
 mod rm;
 mod stat;
 mod stress;
+mod top;
 mod values;
+mod watch;
 
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCompleter;
@@ -72,6 +74,10 @@ pub(crate) enum Command {
     Stat(stat::Stat),
     /// Draw a heap: what stands where
     Map(map::Draw),
+    /// Show a heap at work, on a whole screen
+    Top(top::Top),
+    /// Print a line a second on what goes on in a heap
+    Watch(watch::Watch),
     /// List the allocated blocks
     Blocks(blocks::Blocks),
     /// List the names by which blocks are found
@@ -128,6 +134,8 @@ impl Command {
             Self::Ls(command) => command.run(output),
             Self::Stat(command) => command.run(output),
             Self::Map(command) => command.run(output),
+            Self::Top(command) => command.run(output),
+            Self::Watch(command) => command.run(output),
             Self::Blocks(command) => command.run(output),
             Self::Roots(command) => command.run(output),
             Self::Dump(command) => command.run(output),
