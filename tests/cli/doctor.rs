@@ -132,6 +132,8 @@ fn the_tightest_limit_of_the_control_groups_counts() {
     assert_eq!(numbers["limit"], 4_294_967_296u64);
     group("a/b", "4294967296\n", "4294967295\n").is("cgroup", "warning", &["soon be killed", "--memory"]);
     group("a", "536870912\n", "0\n").is("cgroup", "warning", &["/dev/shm is larger", "remount,size=256M"]);
+    let nested = group("a", "4294967296\n", "0\n").file("sys/fs/cgroup/a/b/memory.max", "2147483648\n");
+    assert_eq!(nested.is("cgroup", "fine", &["2 GiB"])["limit"], 2_147_483_648u64);
     let old = Made::well().file("proc/self/cgroup", "4:memory:/../x\n");
     let old = old.file("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "1048576\n");
     old.file("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "1048575\n").is("cgroup", "warning", &["100.0 %"]);
@@ -205,9 +207,11 @@ fn a_system_without_any_file_is_looked_at_to_the_end() {
     fs::create_dir_all(empty.path().join("proc/sys/kernel")).expect("a folder");
     nix::unistd::mkfifo(&empty.path().join("proc/meminfo"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     std::os::unix::fs::symlink("/dev/zero", empty.path().join("proc/sys/kernel/osrelease")).expect("a link");
+    std::os::unix::fs::symlink("/dev/zero", empty.path().join("proc/self/limits")).expect("a link");
     let made = empty.file("proc/self/cgroup", "::::\n0:\n\u{0}\n4:memory\n0::/../../..\n");
     made.is("memory", "note", &[]);
     made.is("kernel", "note", &[]);
+    made.is("limits", "note", &["there is no /proc/self/limits"]);
 }
 
 #[test]

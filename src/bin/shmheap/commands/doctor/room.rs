@@ -185,7 +185,7 @@ fn memory_group(system: &System, space: Option<Space>) -> Finding {
     } else if shm > limit {
         let found =
             format!("{sentence}; /dev/shm is larger ({}), so a heap that grows is killed before it is full", size(shm));
-        let fitting = (limit / 2) >> 20;
+        let fitting = limit / (2 << 20);
         Finding::warning(CHECK, found)
             .remedy(format!("{raise}\nor make /dev/shm smaller: sudo mount -o remount,size={fitting}M /dev/shm"))
     } else {
@@ -211,7 +211,7 @@ fn memory(system: &System, space: Option<Space>) -> Finding {
     let shm = space.map_or(0, |space| space.size);
     let finding = if shm > all.saturating_add(swap) {
         let found = format!("{sentence}; /dev/shm may take more ({}): filling it would not end in an error", size(shm));
-        Finding::warning(CHECK, found).remedy(format!("sudo mount -o remount,size={}M /dev/shm", (all / 2) >> 20))
+        Finding::warning(CHECK, found).remedy(format!("sudo mount -o remount,size={}M /dev/shm", all / (2 << 20)))
     } else if ratio(available, all) < 1.0 - FULL {
         Finding::warning(CHECK, format!("{sentence}: little is left"))
             .remedy("shmheap gc --detached --dry-run tells what could go")

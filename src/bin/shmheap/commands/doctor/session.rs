@@ -42,8 +42,8 @@ fn remove_ipc(system: &System) -> Finding {
 const TURN_OFF: &str = "printf '[Login]\\nRemoveIPC=no\\n' | sudo tee /etc/systemd/logind.conf.d/heaps.conf; \
                         sudo systemctl restart systemd-logind";
 
-/// Whether logind removes segments at logout, and which file says so. Of files of one name the first folder's counts; drop-ins
-/// come after the main file, in the order of their names.
+/// Whether logind removes segments at logout, and which file says so. Of files of one name the first folder's counts;
+/// drop-ins come after the main file, in the order of their names.
 fn remove_ipc_setting(system: &System) -> (bool, String) {
     let main = SETTINGS.iter().map(|folder| format!("{folder}/logind.conf")).find(|path| system.exists(path));
     let mut drop_ins: BTreeMap<String, String> = BTreeMap::new();

@@ -92,12 +92,12 @@ impl System {
     /// What is mounted at this very path; the last mount hides those before it.
     pub(super) fn mount(&self, at: &str) -> Option<Mount> {
         let text = self.read("proc/self/mounts")?;
-        let mounts = text.lines().filter_map(|line| {
+        let mut mounts = text.lines().filter_map(|line| {
             let mut fields = line.split(' ').skip(1);
             let (path, file_system, options) = (fields.next()?, fields.next()?, fields.next()?);
             (path == at).then(|| Mount { file_system: file_system.to_owned(), options: options.to_owned() })
         });
-        mounts.last()
+        mounts.next_back()
     }
 
     /// The room in /dev/shm. For another root than / it is what the mount's options and the files' lengths say.

@@ -21,7 +21,7 @@ fn lane(number: u16, state: &'static str) -> LaneRow {
     let (pid, thread, holds_lock) = (4_194_304, 4_194_304, state == "stopped");
     let since_ms = 1_700_000_000_000;
     let lane =
-        Lane { lane: number, pid, thread, state, command, since_ms, slabs: 123_456, bytes_held: 1048_000_000, holds_lock };
+        Lane { lane: number, pid, thread, state, command, since_ms, slabs: 123_456, bytes_held: 1_048_000_000, holds_lock };
     LaneRow { lane, rate: Rate { allocated: 999_940.0 - f64::from(number), freed: 999_900.0 } }
 }
 
