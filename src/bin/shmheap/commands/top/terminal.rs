@@ -55,8 +55,11 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // The cursor is shown by ratatui's own terminal when that is dropped.
-        give_back();
+        // The cursor is shown by ratatui's own terminal when that is dropped. After a panic the hook has given all back
+        // already; to do it once more would take the cursor back to where the panic's message starts.
+        if !std::thread::panicking() {
+            give_back();
+        }
     }
 }
 
