@@ -3,17 +3,21 @@
 use std::fmt;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use serde::Serialize;
 use shmheap::{Heap, SegmentInfo, SegmentKind};
 
-use crate::failure::user_name;
+use crate::failure::{Failure, user_name};
 use crate::output::{self, DIM, Output, WARNING, styled};
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::{Outcome, Verdict, units};
 
 /// Lists the heaps in /dev/shm.
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
+    /// Only these
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(place::complete))]
+    names: Vec<String>,
     /// Also segments that are no heaps
     #[arg(long, short)]
     all: bool,
@@ -149,7 +153,7 @@ fn lanes(alive: u32, dead: u32) -> String {
 
 impl Ls {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let segments = Heap::segments()?;
+        let segments = self.segments()?;
         let is_shown =
             |segment: &SegmentInfo| self.all || !matches!(segment.kind, SegmentKind::Foreign | SegmentKind::Closed);
         let (shown, hidden): (Vec<_>, Vec<_>) = segments.into_iter().partition(is_shown);
@@ -157,5 +161,12 @@ impl Ls {
         let has_broken = heaps.iter().any(|row| row.kind == "broken");
         output.print(&Listing { heaps, hidden: hidden.len() })?;
         Ok(if has_broken { Verdict::Wrong } else { Verdict::Fine })
+    }
+    fn segments(&self) -> Result<Vec<SegmentInfo>, Failure> {
+        if self.names.is_empty() {
+            return Ok(Heap::segments()?);
+        }
+        let look = |name: &String| Heap::segment(name).map_err(|error| Place::Segment(name.clone()).explain(error));
+        self.names.iter().map(look).collect()
     }
 }
