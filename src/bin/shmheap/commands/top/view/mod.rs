@@ -1,7 +1,7 @@
 //! Draws a screen into a frame.
 //!
-//! From top to bottom: two lines on the heap, the names of the views, the view, the keys. At 80 by 24 everything is there; in
-//! less room the views leave away what matters least, whole, and the last line says so.
+//! From top to bottom: two lines on the heap, the names of the views, the view, the keys. At 80 by 24 everything is there;
+//! in less room the views leave away what matters least, whole, and the last line says so.
 //!
 //! | part | file |
 //! |---|---|
