@@ -208,3 +208,26 @@ fn top_says_what_else_there_is_where_it_cannot_be_shown() {
     assert!(refused(2, &["top", heap.name(), "--interval", "0"]).contains("from 10ms to 24h"));
     assert!(refused(2, &["top"]).contains("NAME"));
 }
+
+/// Read from a terminal that is gone, a program hears its end again and again: it once went on for ever, at full speed.
+#[test]
+fn top_ends_when_its_terminal_goes_away() {
+    if !has_tmux() {
+        return;
+    }
+    let heap = Heap::new("top-gone");
+    let terminal = Terminal::with_top(&heap, "");
+    terminal.until_shown(heap.name());
+    let pid = terminal.pid();
+    drop(terminal);
+    let started = Instant::now();
+    // An end that nobody waits for leaves a zombie.
+    let runs = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"));
+    while runs() {
+        if started.elapsed() > PATIENCE {
+            let _ = kill(pid, Signal::SIGKILL);
+            panic!("it goes on without a terminal");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -119,7 +119,7 @@ impl Watch {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         let place = &self.named.place;
         let heap = place.open_read_only()?;
-        let stop = Stop::on_signals()?;
+        let stop = Stop::on_signals(|| ())?;
         let explain = |error| place.explain(error);
         let (mut sampler, _) = Sampler::start(&heap).map_err(explain)?;
         if !output.is_json() {

@@ -69,7 +69,7 @@ impl Top {
         }
         let heap = place.open_read_only()?;
         let (sampler, first) = Sampler::start(&heap).map_err(|error| place.explain(error))?;
-        let stop = Stop::on_signals()?;
+        let stop = Stop::on_signals(terminal::give_back)?;
         let screen = Screen::new(Facts::new(place, &heap), self.interval, first);
         let next = Instant::now() + self.interval.min(FIRST_AFTER);
         let mut show = Show { heap: &heap, place, sampler, screen, next, map_cells: 0 };

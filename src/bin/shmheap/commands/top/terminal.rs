@@ -63,7 +63,8 @@ impl Drop for Terminal {
     }
 }
 
-fn give_back() {
+/// Gives the terminal back as it was.
+pub(super) fn give_back() {
     // Where the terminal is gone there is nobody to tell.
     let _ = ratatui::try_restore();
 }
