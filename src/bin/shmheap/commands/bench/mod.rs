@@ -1,7 +1,7 @@
 //! `bench`: how long allocating and freeing takes on this machine, beside the malloc of the process.
 //!
-//! Rounds are interleaved: in each, every load runs once with the heap and once with malloc, so that whatever else the machine
-//! does meets both. What is printed are medians. scripts/bench.sh compares with more allocators, under more loads.
+//! Rounds are interleaved: in each, every load runs once with the heap and once with malloc, so that whatever else the
+//! machine does meets both. What is printed are medians. scripts/bench.sh compares with more allocators, under more loads.
 
 mod handover;
 mod loads;

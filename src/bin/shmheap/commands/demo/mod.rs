@@ -284,7 +284,12 @@ impl Tour<'_> {
                 ),
                 format!("validate, which recounts everything, says: {}.", if sound { "sound" } else { "NOT sound" }),
             ],
-            json!({ "used": stats.used, "free_runs": stats.free_blocks, "fragmentation": stats.fragmentation, "sound": sound }),
+            json!({
+                "used": stats.used,
+                "free_runs": stats.free_blocks,
+                "fragmentation": stats.fragmentation,
+                "sound": sound,
+            }),
         )
     }
 

@@ -152,8 +152,8 @@ impl Worker {
         }
     }
 
-    /// Calls the heap. Where a lock holder has died meanwhile, and somebody slept for the lock, notes how long the call took:
-    /// from the death on, since before it the holder was stopped, which is the parent's doing.
+    /// Calls the heap. Where a lock holder has died meanwhile, and somebody slept for the lock, notes how long the call
+    /// took: from the death on, since before it the holder was stopped, which is the parent's doing.
     fn timed<T>(&mut self, call: impl FnOnce(&Heap) -> shmheap::Result<T>) -> Result<Option<T>, Stuck> {
         let before = self.heap.lock_stats();
         let started = Instant::now();
