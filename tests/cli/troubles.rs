@@ -1,4 +1,4 @@
-//! The pages on troubles hold: each is staged, and the commands of the page are run, in order, by the words of the page.
+//! The pages on troubles hold, and what the README says of the command: each is staged, and its commands are run, in order.
 //!
 //! A block of `console` holds commands behind `$`, the exit code behind `?` where it is not 0, and what is printed, in which
 //! `[..]` stands for any part of a line and `...` for any lines. Whatever pid a page shows as 4711 is that of the process on
@@ -64,14 +64,20 @@ fn resizable(test: &str, size: &str) -> Option<Stage> {
 /// Runs a page on a stage, up to the first command that does not do what the page says.
 #[track_caller]
 fn holds(name: &str, stage: &mut Stage, pid: Option<i32>) {
-    let text = page(name);
-    let text = pid.map_or_else(|| text.clone(), |pid| text.replace(PID, &pid.to_string()));
+    holds_text(name, &page(name), stage, pid);
+}
+
+/// As [`holds`], for the text of a page.
+#[track_caller]
+fn holds_text(name: &str, text: &str, stage: &mut Stage, pid: Option<i32>) {
+    let text = pid.map_or_else(|| text.to_owned(), |pid| text.replace(PID, &pid.to_string()));
     let steps = steps(&text);
     assert!(steps.len() >= 2, "{name} shows the trouble and mends it");
     for Step { command, code, output } in steps {
         let ended = stage.run(&command);
         assert_eq!(ended.code, code, "{name}: {command} printed\n{}", ended.text);
-        let compared = Assert::new().try_eq(Some(&command), ended.text.clone().into_data(), output.into_data());
+        let compared =
+            Assert::new().normalize_paths(false).try_eq(Some(&command), ended.text.clone().into_data(), output.into_data());
         if let Err(error) = compared {
             panic!("{name}: {command} printed\n{}\n{error}", ended.text);
         }
@@ -92,6 +98,15 @@ pub(crate) fn stop_with_the_lock() {
     let frozen = heap.freeze().expect("nobody is in the way");
     raise(Signal::SIGSTOP).expect("it stops");
     drop(frozen);
+}
+
+#[test]
+fn the_commands_of_the_readme_print_what_it_says() {
+    let Some(mut stage) = Stage::new("the_commands_of_the_readme_print_what_it_says", "64M") else { return };
+    let readme = include_str!("../../README.md");
+    let (_, section) = readme.split_once("\n## The command\n").expect("the README tells of the command");
+    let (section, _) = section.split_once("\n## ").expect("other sections follow");
+    holds_text("README.md", section, &mut stage, None);
 }
 
 #[test]
