@@ -67,7 +67,8 @@ fn duplicate(process: Pid, number: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// The kernel tells in /proc which ranges are locked through an open file.
+/// The kernel tells in /proc which ranges are locked through an open file. (The lock that all who are attached share, and that
+/// nothing depends on, is one for reading.)
 fn locked_through(file: &OwnedFd) -> Vec<(i64, i64)> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).expect("the descriptor is open");
     let range = |line: &str| {
@@ -75,7 +76,10 @@ fn locked_through(file: &OwnedFd) -> Vec<(i64, i64)> {
         let (end, start) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         Some((start, end))
     };
-    text.lines().filter(|line| line.starts_with("lock:") && line.contains("OFDLCK")).filter_map(range).collect()
+    text.lines()
+        .filter(|line| line.starts_with("lock:") && line.contains("OFDLCK") && line.contains("WRITE"))
+        .filter_map(range)
+        .collect()
 }
 
 fn set(file: &OwnedFd, kind: libc::c_int, (start, end): (i64, i64)) {
