@@ -76,10 +76,46 @@ fn what_is_no_heap_is_told_from_what_was_one() {
     assert_eq!(kinds[3], SegmentKind::OtherVersion { found: 99 });
     assert_eq!(listed(&foreign).attached, None);
     assert_eq!(listed(&broken).attached, Some(false));
+    assert_eq!(listed(&other).attached, None, "users of another version need not have told");
     std::fs::remove_file(foreign.path()).expect("it is there");
     std::fs::create_dir(foreign.path()).expect("a folder");
     assert_eq!(listed(&foreign).kind, SegmentKind::Foreign, "a folder is no heap");
     std::fs::remove_dir(foreign.path()).expect("it is there");
+    std::os::unix::fs::symlink(broken.path(), foreign.path()).expect("a link");
+    assert_eq!(listed(&foreign).kind, SegmentKind::Foreign, "nor is a link to one");
+    std::fs::remove_file(foreign.path()).expect("it is there");
+    nix::unistd::mkfifo(foreign.path().as_str(), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    assert_eq!(listed(&foreign).kind, SegmentKind::Foreign, "nor is a pipe, which is not waited for");
+}
+
+#[test]
+fn a_heap_of_another_version_is_attached_if_somebody_has_a_lane_of_it() {
+    let (segment, heap) = new_heap("version");
+    heap.allocate(1).expect("a lane");
+    let file = File::options().write(true).open(segment.path()).expect("it is there");
+    file.write_all_at(&[99, 0, 0, 0], 0x08).expect("it can be written to");
+    assert_eq!(listed(&segment).attached, Some(true));
+}
+
+#[test]
+fn a_copy_under_a_name_that_no_heap_can_have_is_no_heap() {
+    let (segment, heap) = new_heap("copied");
+    drop(heap);
+    let copy = format!("/dev/shm/{} copied", segment.name());
+    std::fs::copy(segment.path(), &copy).expect("it can be copied");
+    let kind = Heap::segment(&format!("{} copied", segment.name())).map(|info| info.kind);
+    std::fs::remove_file(copy).expect("it is there");
+    assert_eq!(kind, Ok(SegmentKind::Foreign));
+}
+
+#[test]
+fn a_lock_of_somebody_else_on_all_of_a_segment_keeps_nobody_from_attaching_it() {
+    let (segment, heap) = new_heap("locked");
+    drop(heap);
+    let file = File::options().read(true).write(true).open(segment.path()).expect("it is there");
+    let whole = libc::flock { l_type: libc::F_WRLCK as libc::c_short, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).expect("nobody else has it");
+    Heap::open_read_only(segment.name()).expect("it can be looked at").stats().expect("stats");
 }
 
 #[test]

@@ -10,6 +10,8 @@
 //! B3. Slabs that have room again wait first in, first out, so that they gather more room before they are used.
 //! B4. What the lane's counters do not tell yet is in the bins: less than [`LOT`] + 64 blocks of a class. It is told when a
 //!     word has been used up, and before a block goes back into its word when there are `LOT` of them.
+//! B5. A slab has fewer than 2^16 words: the smallest blocks have slabs of at most 2 MiB (the header's `slab_bytes_min`
+//!     is at most 1 MiB), thus 2048 words.
 //!
 //! All of it can be lost: a lane whose thread dies leaves slabs whose bits say everything.
 
@@ -72,7 +74,7 @@ pub(super) struct Bin {
     /// The word of it that is being worked on.
     word: Cell<u16>,
     /// Blocks that were taken and are not counted yet (B4).
-    taken: Cell<u16>,
+    uncounted: Cell<u16>,
     pub(super) room: Ends,
     pub(super) full: Ends,
     pub(super) full_count: Cell<u32>,
@@ -144,7 +146,7 @@ impl Bins {
         let bit = 1u64 << index;
         let block = bin.base.get() + u64::from(index) * bin.size.get();
         bin.copy.set(copy ^ bit);
-        bin.taken.set(bin.taken.get() + 1);
+        bin.uncounted.set(bin.uncounted.get() + 1);
         self.last.block.set(block);
         self.last.bit.set(bit);
         self.last.class.set(class);
@@ -170,11 +172,11 @@ impl Bins {
 
     /// Adds the blocks of this class that were taken to the lane's counter.
     pub(super) fn count_taken(&self, tables: &Tables, class: ClassIndex) {
-        let taken = self.bin(class).taken.replace(0);
-        if taken != 0
+        let uncounted = self.bin(class).uncounted.replace(0);
+        if uncounted != 0
             && let Some(record) = tables.lane(self.lane)
         {
-            record.count_allocated(class, u32::from(taken));
+            record.count_allocated(class, u32::from(uncounted));
         }
     }
 
@@ -195,7 +197,7 @@ impl Bins {
         bin.copy.set(copy);
         bin.pair.set(pair);
         bin.base.set(bin.base.get() + 64 * bin.size.get());
-        bin.word.set(word as u16);
+        bin.word.set(word as u16); // B5
         true
     }
 
@@ -293,7 +295,7 @@ impl Bins {
                 bin.base.set(slab.block_at(tables, word * 64));
                 bin.size.set(u64::from(slab.info.size));
                 bin.current.set(slab.head.link());
-                bin.word.set(word as u16);
+                bin.word.set(word as u16); // B5
                 return true;
             }
         }
@@ -380,7 +382,7 @@ impl Bins {
     fn free_last(&self, tables: &Tables) -> Hot {
         let bin = self.bin(self.last.class.get());
         let bit = self.last.bit.get();
-        if bin.taken.get() >= LOT {
+        if bin.uncounted.get() >= LOT {
             return Hot::NotHere;
         }
         let Some([free, remote]) = tables.region.item::<2>(bin.pair.get()) else { return Hot::NotHere };

@@ -61,7 +61,7 @@ pub(crate) mod superblock {
     pub(crate) const ROOTS_RESERVED: u64 = 0x300;
     /// Words of that.
     pub(crate) const ROOTS_RESERVED_WORDS: u64 = 32;
-    /// Counts the times that somebody slept for the heap lock. These three are for people: nothing depends on them.
+    /// Counts the calls that slept for the heap lock. These three are for people: nothing depends on them.
     pub(crate) const LOCK_WAITS: u64 = 0x400;
     /// How long they slept in all, in nanoseconds.
     pub(crate) const LOCK_WAITED_NS: u64 = 0x408;

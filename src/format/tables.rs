@@ -187,6 +187,16 @@ impl Tables {
         (self.region.word(self.geometry.groups_at + u64::from(group / 64) * 8), 1 << (group % 64))
     }
 
+    /// True if the slab bitmaps of a span's pages are reserved memory.
+    pub(crate) fn has_bitmaps(&self, first: PageIndex, pages: u32) -> bool {
+        let last = self.geometry.pages.saturating_sub(1).min(first.get().saturating_add(pages.saturating_sub(1)));
+        let group_pages = self.geometry.group_pages();
+        (first.get() / group_pages..=last / group_pages).all(|group| {
+            let (word, bit) = self.group_bit(group);
+            word.load(Ordering::Acquire) & bit != 0
+        })
+    }
+
     /// Place and length of the slab bitmaps of these pages.
     pub(crate) fn bitmaps_range(&self, first: u32, pages: u32) -> (u64, u64) {
         let stride = self.geometry.page_size() / 64;

@@ -3,7 +3,8 @@
 //! A lane counts the blocks that it allocates, in its record; nobody counts frees. What is allocated now is read from the
 //! slabs' bits, and what was freed between two looks follows from both.
 //!
-//! Nothing depends on these numbers, and any value is one. Who watches writes nothing and takes no lock.
+//! Nothing depends on these numbers, and any value is one. Who watches takes no lock, and writes nothing but, where it has a
+//! lane itself, that lane's counters.
 //!
 //! Not here: when bins count (B4 of `alloc::bin`), and what the numbers of one moment are (`stats`, `inspect`).
 
@@ -59,9 +60,9 @@ pub struct ClassActivity {
     /// counts on.
     pub allocated_ever: u32,
     /// Blocks that are allocated now in the lane's slabs, whoever holds them; or large blocks that it allocated.
-    pub live: u64,
+    pub allocated: u64,
     /// Their usable bytes.
-    pub live_bytes: u64,
+    pub allocated_bytes: u64,
 }
 
 /// What happened to blocks of one size in one lane between two looks; see [`Activity::since`].
@@ -107,12 +108,13 @@ impl Activity {
     ///
     /// Lanes count in lots, so an allocation may be told late: up to 191 blocks of each size and lane, and fewer than 65
     /// where the block that was allocated last is not the next to be freed. The number of frees is what was allocated
-    /// less what more there is, and never below 0; so it is off by as much. That does not grow with the time between the
-    /// two looks: rates over a longer time are closer to the truth. More than 2^32 blocks of one size and lane between
-    /// two looks are not seen.
+    /// less what more there is, and never below 0; so it is off by as much, and by what happens while a look walks through
+    /// the heap. That does not grow with the time between the two looks: rates over a longer time are closer to the
+    /// truth. More than 2^32 blocks of one size and lane between two looks are not seen.
     ///
     /// Blocks that change their lane together with their slab, because a thread ends or another one takes the slab over,
-    /// count as neither allocated nor freed: for each size, the sum over all lanes is right.
+    /// count as neither allocated nor freed: within these limits the sum over all lanes is right for each size. What a lane
+    /// that is killed has not counted yet is never told.
     ///
     /// ```
     /// # let heap = shmheap::Heap::options().create_in(shmheap::Memory::zeroed(1 << 20)?)?;
@@ -147,7 +149,7 @@ impl Activity {
 
 /// What changed in a row. One that is missing has counted nothing, and has no blocks.
 fn row((size, lane): Key, before: Option<&&ClassActivity>, after: Option<&&ClassActivity>) -> Row {
-    let figures = |class: Option<&&ClassActivity>| class.map_or((0, 0), |class| (class.allocated_ever, class.live));
+    let figures = |class: Option<&&ClassActivity>| class.map_or((0, 0), |class| (class.allocated_ever, class.allocated));
     let ((ever_before, live_before), (ever, live)) = (figures(before), figures(after));
     let size = (size != u64::MAX).then_some(size);
     let change = Change { lane, size, allocated: u64::from(ever.wrapping_sub(ever_before)), freed: 0 };
@@ -175,7 +177,8 @@ impl Heap {
     /// Looks at the counters of what goes on: what every lane has allocated, by size, and what it has now.
     ///
     /// [`Activity::since`] tells what happened between two looks, and how exact that is. What the calling thread itself has
-    /// allocated is counted before the look. The counters are not part of an image: a heap that is loaded begins at 0.
+    /// allocated is counted before the look, unless the heap is frozen. The counters are not part of an image: a heap
+    /// that is loaded begins at 0.
     ///
     /// Walks the page table and the slabs' bitmaps once, without a lock, and disturbs nobody; a read-only handle will do.
     /// What others do meanwhile may be seen or not.
@@ -189,7 +192,7 @@ impl Heap {
     /// heap.allocate(100)?;
     /// for lane in heap.activity()?.lanes {
     ///     for class in lane.classes {
-    ///         println!("lane {}: {:?} bytes, {} blocks", lane.lane, class.size, class.live);
+    ///         println!("lane {}: {:?} bytes, {} blocks", lane.lane, class.size, class.allocated);
     ///     }
     /// }
     /// # Ok::<(), shmheap::Error>(())
@@ -198,7 +201,7 @@ impl Heap {
         let attachment = &*self.attachment;
         let (tables, classes) = (&attachment.tables, &attachment.classes);
         tables.region.check_whole()?;
-        // A thread whose gate is shut writes nothing.
+        // A thread whose gate is shut counts nothing.
         attachment.key.with_open(|seat| seat.bins.count_all(tables, classes));
         let page_shift = tables.geometry.page_shift;
         let mut held: BTreeMap<_, (u64, u64)> = BTreeMap::new();
@@ -211,19 +214,19 @@ impl Heap {
                     ((slab.lane, slab.class), blocks, u64::from(slab.info.size))
                 }
             };
-            let (live, bytes) = held.entry(key).or_default();
-            *live = live.saturating_add(blocks);
+            let (allocated, bytes) = held.entry(key).or_default();
+            *allocated = allocated.saturating_add(blocks);
             *bytes = bytes.saturating_add(blocks.saturating_mul(size));
         })?;
         let of_lane = |lane: LaneId| {
             let record = tables.lane(lane)?;
             let all = classes.indices().chain([LARGE_BLOCKS]).map(|class| {
-                let (live, live_bytes) = held.get(&(lane, class)).copied().unwrap_or_default();
+                let (allocated, allocated_bytes) = held.get(&(lane, class)).copied().unwrap_or_default();
                 let allocated_ever = record.allocated_ever(class).load(Ordering::Relaxed);
                 let size = classes.get(class).map(|info| u64::from(info.size));
-                ClassActivity { size, allocated_ever, live, live_bytes }
+                ClassActivity { size, allocated_ever, allocated, allocated_bytes }
             });
-            let classes: Vec<_> = all.filter(|class| class.allocated_ever != 0 || class.live != 0).collect();
+            let classes: Vec<_> = all.filter(|class| class.allocated_ever != 0 || class.allocated != 0).collect();
             let is_listed = lane.is_shared() || record.is_claimed() || !classes.is_empty();
             is_listed.then(|| LaneActivity { lane: lane.get(), classes })
         };

@@ -86,7 +86,7 @@ fn attach(options: &Options, object: Arc<Object>, writable: bool, created: bool)
     } else {
         map(&object, writable, &header)?
     };
-    token::mark_attached(object.file())?;
+    token::mark_attached(object.file());
     let key = SeatKey::new();
     let lanes = header.lanes.saturating_add(1);
     let liveness: Arc<dyn Liveness> =

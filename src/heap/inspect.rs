@@ -302,7 +302,8 @@ impl Heap {
     }
 
     /// The span that starts at page `number`; `None` beyond the pages in use. What is no head of a span (while others
-    /// change the table, or because it is damaged) counts as one free page.
+    /// change the table, or because it is damaged) counts as one free page, and so does a slab for whose bits no memory is
+    /// reserved: to read them could raise a signal.
     pub(super) fn span_at(&self, number: u32) -> Result<Option<(PageIndex, u32, Span<'_>)>> {
         let tables = &self.attachment.tables;
         if number >= tables.pages_high() {
@@ -313,7 +314,7 @@ impl Heap {
         let (pages, span) = match entry.state() {
             Some(PageState::Slab) if entry.number() == 0 => {
                 let slab = slab::slab_of(tables, &self.attachment.classes, page, entry)?;
-                (slab.info.pages, Span::Slab(slab))
+                if tables.has_bitmaps(page, slab.info.pages) { (slab.info.pages, Span::Slab(slab)) } else { (1, Span::Free) }
             }
             Some(PageState::Large) => (entry.number().max(1), Span::Large { lane: entry.lane() }),
             Some(PageState::KeptSlab | PageState::KeptLarge) => {

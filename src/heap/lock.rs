@@ -172,22 +172,30 @@ impl Attachment {
             Error::LockTimeout { holder_pid: self.pid_of(holder), waited_ms }
         })?;
         let lock = HeapLock { attachment: self, locked: Locked::assume() };
-        if let Taken::FromDead(_) = taken {
-            self.tables.superblock(superblock::TAKEOVERS).fetch_add(1, Ordering::Relaxed);
-        }
-        self.note_in_use(&lock)?;
-        let recovering = self.tables.superblock(superblock::RECOVERING);
         let seized = match taken {
             Taken::FromDead(dead) if dead != lane.token() => u16::try_from(dead).ok().map(LaneId::new),
-            Taken::FromDead(_) => None,
+            _ => None,
+        };
+        if let Err(error) = self.note_in_use(&lock) {
+            // Nothing has changed since the heap was marked clean, so there is nothing to recover from the dead.
+            if let Some(dead) = seized {
+                self.liveness.give_back(dead.token());
+            }
+            return Err(error);
+        }
+        let recovering = self.tables.superblock(superblock::RECOVERING);
+        match taken {
+            Taken::FromDead(_) => {
+                self.tables.superblock(superblock::TAKEOVERS).fetch_add(1, Ordering::Relaxed);
+            }
             Taken::Free if recovering.load(Ordering::Relaxed) == 0 => {
                 if fresh && self.tables.lane(lane).is_some_and(|record| record.is_claimed()) {
                     recovery::dead_lanes(self.ward(), &lock, &[lane])?;
                 }
                 return Ok(lock);
             }
-            Taken::Free => None,
-        };
+            Taken::Free => {}
+        }
         recovering.store(1, Ordering::Relaxed);
         // The seized token is kept until the dead lane is seen to, so that nobody takes it for alive meanwhile.
         let held: Vec<LaneId> = fresh.then_some(lane).into_iter().chain(seized).collect();

@@ -53,7 +53,7 @@ pub(super) fn repair_object(options: &Options, place: Place) -> Result<RepairRep
     } else {
         Region::new(Mapping::by_descriptor(&object)?, Some(object.clone()))
     };
-    token::mark_attached(object.file())?;
+    token::mark_attached(object.file());
     let key = SeatKey::<LaneSeat>::new();
     let liveness = FileTokens::new(object.clone(), header.lanes.saturating_add(1), key.number());
     repair_region(region, header, liveness.as_ref(), Some(&object))

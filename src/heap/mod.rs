@@ -17,7 +17,7 @@
 //! | images | `snapshot.rs`, `restore.rs` | what a heap holds at one moment, and how that comes back |
 //! | segments | `segments.rs` | which heaps there are |
 //! | numbers | `stats.rs`, `inspect.rs`, `spans.rs` | what the heap holds, who is attached, is it sound |
-//! | activity | `activity.rs` | what goes on: counters of allocations, frees, waits for the lock |
+//! | activity | `activity.rs` | what goes on: counters of allocations, of waits for the lock |
 //!
 //! **Lock order.** The heap lock comes first; a lock that guards a root's or a collection's contents is taken after it or
 //! without it, never before it. The shared lane's gate (a process's threads that found no lane, one at a time) is taken

@@ -1,10 +1,12 @@
 //! Which heaps there are: the segments of this machine, looked at without attaching them.
+//!
+//! Not here: reading the directory (`sys::segments`), opening what is found (`attach`).
 
 use super::Heap;
 use crate::error::{Error, Result};
-use crate::format::{HEADER_LEN, Header};
+use crate::format::{Geometry, HEADER_LEN, Header};
 use crate::sys::object::Place;
-use crate::sys::segments::{self, Entry};
+use crate::sys::segments::{self, Entry, Look};
 
 /// A shared-memory segment, as [`Heap::segments`] lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +25,8 @@ pub struct SegmentInfo {
     /// Bytes of memory that it takes now.
     pub taken: u64,
     /// True if somebody has it attached, with a lane or without one; for the name of a creation under way, if its creator
-    /// lives. `None` where that cannot be told: it is no heap, or may not be read.
+    /// lives. `None` where that cannot be told: it is no heap, may not be read, or is a heap of another version of which
+    /// nobody has a lane.
     pub attached: Option<bool>,
 }
 
@@ -47,13 +50,13 @@ pub enum SegmentKind {
     Temporary,
     /// Something that is no heap.
     Foreign,
-    /// Something that the calling process may not read.
+    /// Something that the calling process may not read, or that the system could not read now.
     Closed,
 }
 
 impl Heap {
-    /// All shared-memory segments of this machine, those that are no heaps included, in the order of their names; the first
-    /// 65,536 of them.
+    /// All shared-memory segments of this machine, those that are no heaps included, in the order of their names; at most
+    /// 65,536, whichever the directory tells first. Of a name that is not UTF-8, what is not is replaced.
     ///
     /// Attaches nothing and disturbs nobody.
     ///
@@ -77,17 +80,20 @@ impl Heap {
     /// # }
     /// ```
     pub fn segments() -> Result<Vec<SegmentInfo>> {
-        Ok(segments::entries()?.iter().map(describe).collect())
+        Ok(segments::entries(|_| true)?.iter().filter_map(describe).collect())
     }
 
     /// The segment of this name, as [`Heap::segments`] lists it.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`], [`Error::BadName`].
+    /// [`Error::NotFound`]; [`Error::BadName`] for what cannot be the name of anything in a directory.
     pub fn segment(name: &str) -> Result<SegmentInfo> {
-        Place::segment(name)?;
-        segments::entry(name).as_ref().map(describe).ok_or_else(|| Error::NotFound { name: name.to_owned() })
+        if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+            return Err(Error::BadName { name: name.to_owned(), why: "a segment's name has no slash" });
+        }
+        let found = segments::entry(name).and_then(|entry| describe(&entry));
+        found.ok_or_else(|| Error::NotFound { name: name.to_owned() })
     }
 
     /// Removes the names that creators have left who died while they created a heap, and returns them. Heaps are not
@@ -100,38 +106,45 @@ impl Heap {
     ///
     /// As [`Heap::segments`].
     pub fn remove_leftovers() -> Result<Vec<String>> {
-        let left = segments::entries()?.into_iter().filter(Entry::remove_if_left);
+        let left = segments::entries(segments::is_temporary)?.into_iter().filter(Entry::remove_if_left);
         Ok(left.map(|entry| entry.name).collect())
     }
 }
 
-fn describe(entry: &Entry) -> SegmentInfo {
-    let look = entry.is_file.then(|| entry.look()).flatten();
-    let kind = match &look {
-        _ if !entry.is_file => SegmentKind::Foreign,
-        None => SegmentKind::Closed,
-        Some(_) if entry.is_temporary => SegmentKind::Temporary,
-        Some(look) => kind_of(entry, &look.start),
+/// What there is to say of an entry; `None` if it is gone by now.
+fn describe(entry: &Entry) -> Option<SegmentInfo> {
+    let look = match entry.is_file {
+        true => entry.look(),
+        false => Look::Unread,
     };
-    let is_ours = !matches!(kind, SegmentKind::Foreign | SegmentKind::Closed);
-    let attached = look.map(|look| look.is_in_use).filter(|_| is_ours);
+    let (kind, attached) = match &look {
+        _ if !entry.is_file => (SegmentKind::Foreign, None),
+        Look::Gone => return None,
+        Look::Unread => (SegmentKind::Closed, None),
+        Look::Read { is_in_use, .. } if entry.is_temporary => (SegmentKind::Temporary, Some(*is_in_use)),
+        Look::Read { start, is_in_use } => match kind_of(entry, start) {
+            SegmentKind::Foreign => (SegmentKind::Foreign, None),
+            // Who attached it with another version of this library need not have told.
+            kind @ SegmentKind::OtherVersion { .. } => (kind, is_in_use.then_some(true)),
+            kind => (kind, Some(*is_in_use)),
+        },
+    };
     let Entry { name, owner, mode, len, taken, .. } = entry.clone();
-    SegmentInfo { name, kind, owner, mode, len, taken, attached }
+    Some(SegmentInfo { name, kind, owner, mode, len, taken, attached })
 }
 
 fn kind_of(entry: &Entry, start: &[u8; segments::START_LEN]) -> SegmentKind {
     const { assert!(segments::START_LEN == HEADER_LEN, "a look takes in the header") };
-    if !Header::is_marked(start) {
+    // A copy under a name that no heap can have is nobody's heap.
+    if !Header::is_marked(start) || Place::segment(&entry.name).is_err() {
         return SegmentKind::Foreign;
     }
+    let broken = |error: Error| SegmentKind::Broken { why: error.to_string() };
     match Header::decode(start, &entry.name) {
-        Ok(header) if header.capacity == entry.len => SegmentKind::Heap,
-        Ok(header) => {
-            let error = Error::CapacityMismatch { expected: header.capacity, actual: entry.len };
-            SegmentKind::Broken { why: error.to_string() }
-        }
+        Ok(header) if header.capacity == entry.len => Geometry::new(&header).map_or_else(broken, |_| SegmentKind::Heap),
+        Ok(header) => broken(Error::CapacityMismatch { expected: header.capacity, actual: entry.len }),
         Err(Error::WrongVersion { found, .. }) => SegmentKind::OtherVersion { found },
         Err(Error::NotAHeap { why, .. }) => SegmentKind::Broken { why: why.to_owned() },
-        Err(error) => SegmentKind::Broken { why: error.to_string() },
+        Err(error) => broken(error),
     }
 }

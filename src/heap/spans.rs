@@ -49,7 +49,7 @@ pub enum SpanUsage {
     },
     /// A free span that a lane keeps for its next use.
     Kept {
-        /// The lane.
+        /// The lane; `None` while the span is being taken from it.
         lane: Option<u16>,
     },
 }
@@ -169,6 +169,9 @@ impl Iterator for Spans<'_> {
     type Item = SpanInfo;
 
     fn next(&mut self) -> Option<SpanInfo> {
+        if self.page == 0 {
+            self.heap.attachment.tables.region.check_whole().ok()?;
+        }
         let (pages, usage) = self.look().ok().flatten()?;
         let geometry = &self.heap.attachment.tables.geometry;
         let bytes_of = |pages: u32| u64::from(pages).saturating_mul(geometry.page_size());

@@ -1,12 +1,17 @@
 //! What stands in the directory of the segments, looked at without attaching anything.
+//!
+//! Not here: what the bytes mean (`heap::segments`), temporary names in other directories (`object`).
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use super::object::{SHM_DIR, TEMPORARY_PREFIX};
 use super::{system, token};
@@ -32,47 +37,56 @@ pub(crate) struct Entry {
     identity: (u64, u64),
 }
 
-/// What an entry that can be opened tells of itself.
+/// What an entry tells of itself.
 #[derive(Debug, Clone)]
-pub(crate) struct Look {
-    /// The first bytes; zeros behind the end.
-    pub(crate) start: [u8; START_LEN],
-    /// True if somebody has it attached, or is creating it.
-    pub(crate) is_in_use: bool,
+pub(crate) enum Look {
+    /// It is not there any more, or something else is.
+    Gone,
+    /// The kernel does not let us read it.
+    Unread,
+    Read {
+        /// The first bytes; zeros behind the end.
+        start: [u8; START_LEN],
+        /// True if somebody has it attached, or is creating it.
+        is_in_use: bool,
+    },
 }
 
-fn failure(call: &'static str, error: &std::io::Error) -> crate::error::Error {
-    system(call, Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+/// True for the temporary name of a creation under way.
+pub(crate) fn is_temporary(name: &[u8]) -> bool {
+    name.starts_with(TEMPORARY_PREFIX.as_bytes())
 }
 
-/// The directory's entries, in the order of their names. What goes while it is looked at is left out.
-pub(crate) fn entries() -> Result<Vec<Entry>> {
-    let listed = std::fs::read_dir(SHM_DIR).map_err(|error| failure("opendir(/dev/shm)", &error))?;
-    let mut entries: Vec<Entry> = listed.take(ENTRIES_MAX).flatten().filter_map(|entry| Entry::at(entry.path())).collect();
+/// The directory's entries with wanted names, in the order of their names. What goes while it is looked at is left out.
+pub(crate) fn entries(is_wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<Entry>> {
+    // Not by way of `std`, which panics where a directory cannot be closed.
+    let opened = Dir::open(SHM_DIR, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let mut listed = opened.map_err(|errno| system("open(/dev/shm)", errno))?;
+    let names = listed.iter().flatten().map(|entry| entry.file_name().to_bytes().to_owned());
+    let wanted = names.filter(|name| name != b"." && name != b".." && is_wanted(name)).take(ENTRIES_MAX);
+    let mut entries: Vec<Entry> = wanted.filter_map(|name| Entry::at(OsStr::from_bytes(&name))).collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
 /// The entry of this name, if there is one.
 pub(crate) fn entry(name: &str) -> Option<Entry> {
-    Entry::at(Path::new(SHM_DIR).join(name))
+    Entry::at(OsStr::new(name))
 }
 
 impl Entry {
-    fn at(path: PathBuf) -> Option<Self> {
-        let file_name = path.file_name()?.as_bytes();
-        let is_temporary = file_name.starts_with(TEMPORARY_PREFIX.as_bytes());
-        let name = String::from_utf8_lossy(file_name).into_owned();
+    fn at(name: &OsStr) -> Option<Self> {
+        let path = Path::new(SHM_DIR).join(name);
         let stat = std::fs::symlink_metadata(&path).ok()?;
         Some(Self {
-            name,
+            name: name.to_string_lossy().into_owned(),
             path,
             owner: stat.uid(),
             mode: stat.mode() & 0o7777,
             len: stat.len(),
             taken: stat.blocks().saturating_mul(512),
             is_file: stat.file_type().is_file(),
-            is_temporary,
+            is_temporary: is_temporary(name.as_bytes()),
             identity: (stat.dev(), stat.ino()),
         })
     }
@@ -85,14 +99,18 @@ impl Entry {
         if (stat.dev(), stat.ino()) == self.identity { Ok(file) } else { Err(ErrorKind::NotFound.into()) }
     }
 
-    /// Looks into it; `None` where the kernel does not let us, or it is gone.
-    pub(crate) fn look(&self) -> Option<Look> {
-        let file = self.open(false).ok()?;
-        let mut start = [0; START_LEN];
-        // What is shorter leaves zeros.
-        let _ = file.read_at(&mut start, 0);
+    /// Looks into it.
+    pub(crate) fn look(&self) -> Look {
+        let file = match self.open(false) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Look::Gone,
+            Err(_) => return Look::Unread,
+        };
         let held = if self.is_temporary { token::is_being_created(&file) } else { token::is_attached(&file) };
-        Some(Look { start, is_in_use: held.ok()? })
+        match (read_start(&file), held) {
+            (Ok(start), Ok(is_in_use)) => Look::Read { start, is_in_use },
+            _ => Look::Unread,
+        }
     }
 
     /// Removes a temporary name whose creator is dead; false if it is not that.
@@ -100,4 +118,19 @@ impl Entry {
         let is_left = |file: File| token::lock_creation(&file) && std::fs::remove_file(&self.path).is_ok();
         self.is_temporary && self.is_file && self.open(true).is_ok_and(is_left)
     }
+}
+
+/// The first bytes; what is shorter leaves zeros.
+fn read_start(file: &File) -> std::io::Result<[u8; START_LEN]> {
+    let mut start = [0; START_LEN];
+    let mut done = 0;
+    while let Some(rest) = start.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, u64::try_from(done).unwrap_or(u64::MAX)) {
+            Ok(0) => break,
+            Ok(count) => done = done.saturating_add(count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(start)
 }

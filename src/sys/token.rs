@@ -14,7 +14,7 @@
 //!     object anew and gets an open file of its own, before `fork` returns.
 //!
 //! Who is attached at all, with a lane or without one, holds a token too: all of them share the lock on one more byte. It
-//! answers whether anybody has the heap open, and nothing is decided by it but what people are told.
+//! answers whether anybody has the heap open. This library decides nothing by it; who removes heaps may.
 //!
 //! Heaps in the caller's own memory have no object to lock; their tokens stand in a table of this process.
 //!
@@ -41,6 +41,8 @@ const TOKEN_BASE: i64 = 1 << 40;
 const UNLOCK_TRIES: u32 = 16;
 /// Held by who creates an object under a temporary name.
 const CREATION_BYTE: i64 = TOKEN_BASE - 1;
+/// Most lanes that an object of any version has tokens for.
+const LANES_MAX: u32 = 4096;
 /// Shared by all who have the heap attached.
 const ATTACHED_BYTE: i64 = TOKEN_BASE - 2;
 
@@ -117,7 +119,6 @@ impl FileTokens {
         self.own.clear();
         let fd = self.object.file().as_raw_fd();
         let reopened = File::options().read(true).write(true).open(&self.reopen_path);
-        // Only people are told by it who is attached.
         let _ = reopened.as_ref().map(mark_attached);
         // SAFETY: both numbers are open descriptors; the one replaced is ours, and nobody else in the child uses it.
         let replaced = reopened.is_ok_and(|new| unsafe { libc::dup3(new.as_raw_fd(), fd, libc::O_CLOEXEC) } == fd);
@@ -131,14 +132,14 @@ impl FileTokens {
     }
 }
 
-fn record(kind: libc::c_int, start: i64) -> libc::flock {
+fn record(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
     // SAFETY: `flock` consists of integers, for which zero is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     // The constants are small and the field is a short, on every Linux.
     lock.l_type = libc::c_short::try_from(kind).unwrap_or(0);
     lock.l_whence = 0;
     lock.l_start = start;
-    lock.l_len = 1;
+    lock.l_len = len;
     lock
 }
 
@@ -147,7 +148,7 @@ fn byte_of(lane: u32) -> i64 {
 }
 
 fn lock_byte(file: &File, byte: i64) -> Result<bool> {
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&record(libc::F_WRLCK, byte))) {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&record(libc::F_WRLCK, byte, 1))) {
         Ok(_) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(errno) => Err(system("fcntl(F_OFD_SETLK)", errno)),
@@ -159,30 +160,31 @@ pub(crate) fn lock_creation(file: &File) -> bool {
     lock_byte(file, CREATION_BYTE).unwrap_or(false)
 }
 
-/// Says that this open file belongs to an attachment, for as long as it is open.
-pub(crate) fn mark_attached(file: &File) -> Result<()> {
-    let shared = record(libc::F_RDLCK, ATTACHED_BYTE);
-    fcntl(file, FcntlArg::F_OFD_SETLK(&shared)).map_err(|errno| system("fcntl(F_OFD_SETLK)", errno))?;
-    Ok(())
+/// Says that this open file belongs to an attachment, for as long as it is open. Where somebody else's lock is in the
+/// way, or the file system has none, it is attached all the same.
+pub(crate) fn mark_attached(file: &File) {
+    let shared = record(libc::F_RDLCK, ATTACHED_BYTE, 1);
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&shared));
 }
 
-/// True if somebody else than who opened `file` has the object attached.
+/// True if somebody else than who opened `file` has the object attached: shares the token of all, or holds that of a lane,
+/// which is all that older versions had.
 pub(crate) fn is_attached(file: &File) -> Result<bool> {
-    is_locked(file, ATTACHED_BYTE)
+    is_locked(file, ATTACHED_BYTE, byte_of(LANES_MAX).saturating_sub(ATTACHED_BYTE).saturating_add(1))
 }
 
 /// True if who creates the temporary object lives.
 pub(crate) fn is_being_created(file: &File) -> Result<bool> {
-    is_locked(file, CREATION_BYTE)
+    is_locked(file, CREATION_BYTE, 1)
 }
 
 /// True if somebody who has the object open otherwise than through `file` holds the token of `lane`.
 pub(crate) fn is_held(file: &File, lane: u32) -> Result<bool> {
-    is_locked(file, byte_of(lane))
+    is_locked(file, byte_of(lane), 1)
 }
 
-fn is_locked(file: &File, byte: i64) -> Result<bool> {
-    let mut query = record(libc::F_WRLCK, byte);
+fn is_locked(file: &File, start: i64, len: i64) -> Result<bool> {
+    let mut query = record(libc::F_WRLCK, start, len);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut query)).map_err(|errno| system("fcntl(F_OFD_GETLK)", errno))?;
     Ok(libc::c_int::from(query.l_type) != libc::F_UNLCK)
 }
@@ -202,7 +204,7 @@ impl Liveness for FileTokens {
     fn give_back(&self, lane: u32) {
         // The kernel may want memory for that. A token that is kept in spite of all makes its lane useless until this
         // process ends, and does no other harm.
-        let unlock = record(libc::F_UNLCK, byte_of(lane));
+        let unlock = record(libc::F_UNLCK, byte_of(lane), 1);
         let unlocked = || fcntl(self.object.file(), FcntlArg::F_OFD_SETLK(&unlock)).is_ok();
         let _ = (0..UNLOCK_TRIES).any(|_| unlocked());
         self.own.remove(lane);

@@ -67,8 +67,8 @@ fn duplicate(process: Pid, number: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// The kernel tells in /proc which ranges are locked through an open file. (The lock that all who are attached share, and that
-/// nothing depends on, is one for reading.)
+/// The kernel tells in /proc which ranges are locked through an open file. (The lock that all who are attached share, and
+/// that nothing depends on, is one for reading.)
 fn locked_through(file: &OwnedFd) -> Vec<(i64, i64)> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).expect("the descriptor is open");
     let range = |line: &str| {

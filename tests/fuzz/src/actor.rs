@@ -245,6 +245,9 @@ impl<'a> Actor<'a> {
             Operation::Stats => {
                 _ = heap.stats();
                 _ = heap.activity().map(|activity| activity.since(&Activity::default()));
+                // Each span has a page at least.
+                let spans = heap.spans().map(|span| span.len).fold(0, u64::saturating_add);
+                assert!(spans <= heap.total_size(), "spans reach beyond the pages");
             }
             Operation::Lanes => _ = heap.lanes(),
             Operation::DumpStats => _ = heap.dump_stats(),

@@ -40,7 +40,7 @@ pub(crate) struct Gc {
     /// Also what belongs to other users (only root may)
     #[arg(long)]
     other_users: bool,
-    /// Also heaps of other versions of the format that nobody has attached
+    /// Also heaps of other versions of the format of which nobody has a lane
     #[arg(long)]
     other_versions: bool,
 }
@@ -150,16 +150,19 @@ impl Gc {
             SegmentKind::Broken { why } => format!("nobody can open it: {why}"),
             SegmentKind::Heap if self.detached => "nobody has it attached".to_owned(),
             SegmentKind::OtherVersion { found } if self.other_versions => {
-                format!("nobody has it attached, and it has format version {found}")
+                format!("nobody has a lane of it, and it has format version {found}")
             }
             _ => return Fate::Ignored,
         };
         let is_own = segment.owner == geteuid().as_raw();
         let is_sound = segment.kind == SegmentKind::Heap;
+        let is_other = matches!(segment.kind, SegmentKind::OtherVersion { .. });
         match segment.attached {
             _ if !is_own && !self.other_users => Fate::Ignored,
             Some(true) if is_sound || segment.kind == SegmentKind::Temporary => Fate::Ignored,
             Some(true) => Fate::Stays("somebody has it attached".to_owned()),
+            // Of other versions no more can be told.
+            None if self.other_versions && is_other => Fate::Goes(self.with_owner(segment, why)),
             None => Fate::Stays("whether somebody has it attached cannot be told".to_owned()),
             Some(false) if is_sound => self.fate_by_age(segment, why),
             Some(false) => Fate::Goes(self.with_owner(segment, why)),
@@ -193,11 +196,9 @@ impl Gc {
             return Ok(true);
         }
         let name = &segment.name;
-        let is_the_same = |now: &SegmentInfo| {
-            now.name == *name && now.kind == segment.kind && now.owner == segment.owner && now.attached == Some(false)
-        };
-        // Listed anew, because a temporary name cannot be asked for.
-        if !Heap::segments()?.iter().any(is_the_same) {
+        let is_the_same =
+            |now: SegmentInfo| now.kind == segment.kind && now.owner == segment.owner && now.attached == segment.attached;
+        if !Heap::segment(name).is_ok_and(is_the_same) {
             return Ok(false);
         }
         match std::fs::remove_file(Path::new("/dev/shm").join(name)) {

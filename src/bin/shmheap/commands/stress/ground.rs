@@ -250,8 +250,8 @@ impl Ground {
         heap.copy_in_at(self.boards[slot], counter as usize * WORD, &number.to_ne_bytes())
     }
 
-    /// Notes how long a call was held up by which takeover. Only the slot's worker writes its board, so nothing is lost but by
-    /// its death.
+    /// Notes how long a call was held up by which takeover. Only the slot's worker writes its board, so nothing is lost
+    /// but by its death.
     pub(crate) fn note_time(&self, heap: &Heap, slot: usize, time: HeldUp) -> shmheap::Result<()> {
         let count = self.counter(heap, slot, Counter::Times)?;
         let at = (COUNTERS + count as usize % TIMES) * WORD;

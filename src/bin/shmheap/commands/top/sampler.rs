@@ -171,10 +171,10 @@ fn class_rows(stats: &Stats, activity: &Activity, rates: BTreeMap<Option<u64>, R
         let row = rows.entry(Some(class.size)).or_default();
         (row.slabs, row.orphans, row.blocks) = (class.slabs, class.orphans, class.blocks);
     }
-    for class in activity.lanes.iter().flat_map(|lane| &lane.classes).filter(|class| class.live != 0) {
+    for class in activity.lanes.iter().flat_map(|lane| &lane.classes).filter(|class| class.allocated != 0) {
         let row = rows.entry(class.size).or_default();
-        row.live = row.live.saturating_add(class.live);
-        row.live_bytes = row.live_bytes.saturating_add(class.live_bytes);
+        row.live = row.live.saturating_add(class.allocated);
+        row.live_bytes = row.live_bytes.saturating_add(class.allocated_bytes);
     }
     for (size, rate) in rates {
         rows.entry(size).or_default().rate = rate;
@@ -274,7 +274,8 @@ mod tests {
     fn a_lane_that_was_left_is_shown_with_what_happened_in_it() {
         let sample = sampled(|heap| {
             std::thread::scope(|scope| {
-                scope.spawn(|| heap.allocate(64).expect("room"));
+                // The scope waits for the closure only; the lane is left when the thread has ended.
+                scope.spawn(|| heap.allocate(64).expect("room")).join().expect("it ends");
             });
         });
         let left: Vec<_> = sample.lanes.iter().filter(|row| row.lane.state == "left").collect();

@@ -1,7 +1,7 @@
 //! Being asked to stop: Ctrl-C, SIGTERM, a terminal that goes away.
 //!
-//! Who reads from a terminal that has gone away may never come back (crossterm reads its end again and again), and who writes
-//! to one that stands still waits. So who does not stop by itself soon is ended.
+//! Who reads from a terminal that has gone away may never come back (crossterm reads its end again and again), and who
+//! writes to one that stands still waits. So who does not stop by itself soon is ended.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
