@@ -119,6 +119,24 @@ fn a_lock_of_somebody_else_on_all_of_a_segment_keeps_nobody_from_attaching_it() 
 }
 
 #[test]
+fn a_heap_in_a_file_is_told_of_like_a_segment() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a heap");
+    let heap = Heap::options().capacity(1 << 20).create_file(&path).expect("a heap");
+    let info = Heap::file_info(&path).expect("it is there");
+    assert_eq!((&info.kind, info.attached, info.created_ms), (&SegmentKind::Heap, Some(true), Some(heap.created_ms())));
+    drop(heap);
+    let later = Heap::file_info(&path).expect("it is there");
+    assert_eq!((later.attached, later.inode, later.device), (Some(false), info.inode, info.device));
+    assert_eq!(later.instance, info.instance);
+    std::fs::remove_file(&path).expect("it is there");
+    drop(Heap::options().capacity(1 << 20).create_file(&path).expect("a heap"));
+    let anew = Heap::file_info(&path).expect("it is there");
+    assert_ne!(anew.instance, info.instance, "another one has its name");
+    assert!(matches!(Heap::file_info(folder.path().join("none")), Err(Error::NotFound { .. })));
+}
+
+#[test]
 fn a_name_that_does_not_exist_or_cannot_is_refused() {
     let segment = Segment::new("nobody");
     assert_eq!(Heap::segment(segment.name()), Err(Error::NotFound { name: segment.name().to_owned() }));

@@ -2,6 +2,8 @@
 //!
 //! Not here: reading the directory (`sys::segments`), opening what is found (`attach`).
 
+use std::path::Path;
+
 use super::Heap;
 use crate::error::{Error, Result};
 use crate::format::{Geometry, HEADER_LEN, Header};
@@ -24,6 +26,16 @@ pub struct SegmentInfo {
     pub len: u64,
     /// Bytes of memory that it takes now.
     pub taken: u64,
+    /// The device of its file system. Together with `inode` it tells a segment from another one that has got its name since,
+    /// unless the file system has used the inode again; heaps have an `instance` for that.
+    pub device: u64,
+    /// Its inode there.
+    pub inode: u64,
+    /// A random number that the heap got when it was created or loaded, and no other heap has; `None` as for `created_ms`.
+    pub instance: Option<u128>,
+    /// When the heap was created or loaded, in milliseconds since 1970; `None` for what is no heap that this library can
+    /// open.
+    pub created_ms: Option<u64>,
     /// True if somebody has it attached, with a lane or without one; for the name of a creation under way, if its creator
     /// lives. `None` where that cannot be told: it is no heap, may not be read, or is a heap of another version of which
     /// nobody has a lane.
@@ -96,6 +108,17 @@ impl Heap {
         found.ok_or_else(|| Error::NotFound { name: name.to_owned() })
     }
 
+    /// What stands in a file, as [`Heap::segments`] tells it of segments; its name is the path. A link is not followed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
+    pub fn file_info(path: impl AsRef<Path>) -> Result<SegmentInfo> {
+        let path = path.as_ref();
+        let found = segments::entry_at(path).and_then(|entry| describe(&entry));
+        found.ok_or_else(|| Error::NotFound { name: path.display().to_string() })
+    }
+
     /// Removes the names that creators have left who died while they created a heap, and returns them. Heaps are not
     /// touched.
     ///
@@ -117,34 +140,43 @@ fn describe(entry: &Entry) -> Option<SegmentInfo> {
         true => entry.look(),
         false => Look::Unread,
     };
+    let (mut created_ms, mut instance) = (None, None);
     let (kind, attached) = match &look {
         _ if !entry.is_file => (SegmentKind::Foreign, None),
         Look::Gone => return None,
         Look::Unread => (SegmentKind::Closed, None),
         Look::Read { is_in_use, .. } if entry.is_temporary => (SegmentKind::Temporary, Some(*is_in_use)),
         Look::Read { start, is_in_use } => match kind_of(entry, start) {
-            SegmentKind::Foreign => (SegmentKind::Foreign, None),
+            Ok(header) => {
+                let [high, low] = header.instance;
+                instance = Some(u128::from(high) << 64 | u128::from(low));
+                created_ms = Some(header.created_ms);
+                (SegmentKind::Heap, Some(*is_in_use))
+            }
+            Err(SegmentKind::Foreign) => (SegmentKind::Foreign, None),
             // Who attached it with another version of this library need not have told.
-            kind @ SegmentKind::OtherVersion { .. } => (kind, is_in_use.then_some(true)),
-            kind => (kind, Some(*is_in_use)),
+            Err(kind @ SegmentKind::OtherVersion { .. }) => (kind, is_in_use.then_some(true)),
+            Err(kind) => (kind, Some(*is_in_use)),
         },
     };
-    let Entry { name, owner, mode, len, taken, .. } = entry.clone();
-    Some(SegmentInfo { name, kind, owner, mode, len, taken, attached })
+    let Entry { name, owner, mode, len, taken, identity: (device, inode), .. } = entry.clone();
+    Some(SegmentInfo { name, kind, owner, mode, len, taken, device, inode, instance, created_ms, attached })
 }
 
-fn kind_of(entry: &Entry, start: &[u8; segments::START_LEN]) -> SegmentKind {
+/// The header of a heap that can be opened, or what it is instead.
+fn kind_of(entry: &Entry, start: &[u8; segments::START_LEN]) -> Result<Header, SegmentKind> {
     const { assert!(segments::START_LEN == HEADER_LEN, "a look takes in the header") };
-    // A copy under a name that no heap can have is nobody's heap.
-    if !Header::is_marked(start) || Place::segment(&entry.name).is_err() {
-        return SegmentKind::Foreign;
+    // A copy under a name that no heap can have is nobody's heap; a file may have any name.
+    let is_named = entry.name.contains('/') || Place::segment(&entry.name).is_ok();
+    if !Header::is_marked(start) || !is_named {
+        return Err(SegmentKind::Foreign);
     }
     let broken = |error: Error| SegmentKind::Broken { why: error.to_string() };
     match Header::decode(start, &entry.name) {
-        Ok(header) if header.capacity == entry.len => Geometry::new(&header).map_or_else(broken, |_| SegmentKind::Heap),
-        Ok(header) => broken(Error::CapacityMismatch { expected: header.capacity, actual: entry.len }),
-        Err(Error::WrongVersion { found, .. }) => SegmentKind::OtherVersion { found },
-        Err(Error::NotAHeap { why, .. }) => SegmentKind::Broken { why: why.to_owned() },
-        Err(error) => broken(error),
+        Ok(header) if header.capacity == entry.len => Geometry::new(&header).map(|_| header).map_err(broken),
+        Ok(header) => Err(broken(Error::CapacityMismatch { expected: header.capacity, actual: entry.len })),
+        Err(Error::WrongVersion { found, .. }) => Err(SegmentKind::OtherVersion { found }),
+        Err(Error::NotAHeap { why, .. }) => Err(SegmentKind::Broken { why: why.to_owned() }),
+        Err(error) => Err(broken(error)),
     }
 }

@@ -34,7 +34,8 @@ pub(crate) struct Entry {
     pub(crate) is_file: bool,
     /// True for the temporary name of a creation under way.
     pub(crate) is_temporary: bool,
-    identity: (u64, u64),
+    /// Device and inode.
+    pub(crate) identity: (u64, u64),
 }
 
 /// What an entry tells of itself.
@@ -74,19 +75,29 @@ pub(crate) fn entry(name: &str) -> Option<Entry> {
     Entry::at(OsStr::new(name))
 }
 
+/// What stands at this path, if anything does; it is called by the path.
+pub(crate) fn entry_at(path: &Path) -> Option<Entry> {
+    let name = if path.components().count() > 1 { path.to_owned() } else { Path::new(".").join(path) };
+    Entry::of(name.display().to_string(), path.to_owned(), false)
+}
+
 impl Entry {
     fn at(name: &OsStr) -> Option<Self> {
         let path = Path::new(SHM_DIR).join(name);
+        Self::of(name.to_string_lossy().into_owned(), path, is_temporary(name.as_bytes()))
+    }
+
+    fn of(name: String, path: PathBuf, is_temporary: bool) -> Option<Self> {
         let stat = std::fs::symlink_metadata(&path).ok()?;
         Some(Self {
-            name: name.to_string_lossy().into_owned(),
+            name,
             path,
             owner: stat.uid(),
             mode: stat.mode() & 0o7777,
             len: stat.len(),
             taken: stat.blocks().saturating_mul(512),
             is_file: stat.file_type().is_file(),
-            is_temporary: is_temporary(name.as_bytes()),
+            is_temporary,
             identity: (stat.dev(), stat.ino()),
         })
     }
