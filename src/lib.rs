@@ -69,7 +69,9 @@ pub use heap::{
     Activity, BlockInfo, Blocks, Change, ClassActivity, ClassStats, Freeze, Heap, LaneActivity, LaneInfo, LockStats,
     Options, OwnerTrust, RootInfo, SegmentInfo, SegmentKind, SpanInfo, SpanUsage, Spans, Stats,
 };
-pub use image::{Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, verify};
+pub use image::{
+    Compression, ImageBlock, ImageDiff, ImageInfo, Progress, SaveOptions, diff, diff_with, verify, verify_with,
+};
 pub use region::{Memory, Offset};
 pub use repair::{Remedy, RepairAction, RepairReport};
 

@@ -11,6 +11,9 @@ use crate::format::{RootName, RootRecord, RootState, superblock};
 use crate::journal::Locked;
 use crate::region::Offset;
 
+/// How often a root is looked at whose block is freed between two looks.
+const ROOT_LOOKS_MAX: u32 = 100;
+
 /// A root, as [`Heap::roots`] lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -44,9 +47,19 @@ impl Heap {
     ///
     /// [`Error::BadName`]; [`Error::Corrupt`].
     pub fn root(&self, name: &str) -> Result<Option<Offset>> {
-        let found = self.attachment.find_root(&RootName::new(name)?)?;
-        let live = found.filter(|found| found.state == RootState::Live && self.attachment.is_allocated(found.offset));
-        Ok(live.and_then(|found| Offset::new(found.offset)))
+        let key = RootName::new(name)?;
+        let mut freed = None;
+        for _ in 0..ROOT_LOOKS_MAX {
+            let Some(found) = self.attachment.find_root(&key)?.filter(|found| found.state == RootState::Live) else { break };
+            if self.attachment.is_allocated(found.offset) {
+                return Ok(Offset::new(found.offset));
+            }
+            // The root may have been given another block, and this one been freed, between the two looks.
+            if freed.replace(found.offset) == Some(found.offset) {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// Makes the root of this name lead to `block`, whether there was one or not. Returns the block that it led to before,

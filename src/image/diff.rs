@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::path::Path;
 
+use super::Progress;
 use super::contents::Contents;
 use super::source::{Chunk, Source};
 use crate::error::{Error, Result};
@@ -58,13 +59,30 @@ impl ImageDiff {
 /// As [`verify`](super::verify), for either; [`Error::BadOption`] if they are images of heaps with different page sizes,
 /// lanes, root slots or size classes, whose blocks cannot be compared.
 pub fn diff(before: impl AsRef<Path>, after: impl AsRef<Path>) -> Result<ImageDiff> {
+    diff_with(before, after, |_| ())
+}
+
+/// As [`diff`], and tells `progress` how many bytes of the first image's blocks it has compared.
+///
+/// # Errors
+///
+/// As [`diff`].
+pub fn diff_with(
+    before: impl AsRef<Path>,
+    after: impl AsRef<Path>,
+    mut progress: impl FnMut(Progress),
+) -> Result<ImageDiff> {
     let mut before = Opened::open(before.as_ref())?;
     let mut after = Opened::open(after.as_ref())?;
     before.check_alike(&after)?;
     let mut diff = ImageDiff::default();
     let (old, new) = (before.blocks(), after.blocks());
     let mut news = new.into_iter().peekable();
+    let total = old.iter().fold(0u64, |sum, block| sum.saturating_add(block.size));
+    let mut done = 0u64;
     for block in old {
+        progress(Progress { done, total });
+        done = done.saturating_add(block.size);
         while let Some(allocated) = news.next_if(|other| other.offset < block.offset) {
             diff.allocated.push(allocated);
         }

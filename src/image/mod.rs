@@ -32,8 +32,8 @@ mod verify;
 
 use std::fmt;
 
-pub use diff::{ImageBlock, ImageDiff, diff};
-pub use verify::verify;
+pub use diff::{ImageBlock, ImageDiff, diff, diff_with};
+pub use verify::{verify, verify_with};
 
 /// How the bytes of an image are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -79,7 +79,7 @@ impl SaveOptions {
     }
 }
 
-/// How far a save or a load has come, in bytes of the pages that hold blocks.
+/// How far a call has come: a save or a load in bytes of the pages that hold blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {

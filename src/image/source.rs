@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use zerocopy::FromBytes;
@@ -46,7 +47,11 @@ impl<'a> Source<'a> {
             ErrorKind::NotFound => Error::NotFound { name: name.clone() },
             _ => io_error("open", &error),
         };
-        let file = File::open(path).map_err(failed)?;
+        // A pipe is not waited for: it is no image.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        if !file.metadata().is_ok_and(|found| found.is_file()) {
+            return Err(Error::NotAnImage { name, why: "it is no regular file" });
+        }
         Self::new(Box::new(file), name)
     }
 

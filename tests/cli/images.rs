@@ -45,6 +45,9 @@ fn what_is_no_whole_image_is_told_from_one_that_is_not_there() {
     assert!(refused(1, &["verify", &image]).contains("damaged"));
     assert!(refused(1, &["load", &image, again.name()]).contains("damaged"));
     assert!(!again.path().exists(), "nothing was made of a damaged image");
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    assert!(refused(1, &["verify", &pipe.display().to_string()]).contains("no regular file"), "nobody waits for a writer");
     std::fs::write(&image, [7; 4096]).expect("it can be changed");
     assert!(refused(1, &["diff", &image, &image]).contains("is not an image"));
 }

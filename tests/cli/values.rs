@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::harness::{Heap, fine, json, program, refused};
+use crate::harness::{Heap, fine, json, program, refused, run};
 
 /// Stores what is written to the program's standard input.
 fn put_stdin(heap: &Heap, root: &str, bytes: &[u8]) {
@@ -74,7 +74,7 @@ fn a_block_that_a_program_has_made_is_read_whole_and_not_replaced_unless_forced(
 #[test]
 fn readers_see_the_old_value_or_the_new_one_while_it_is_replaced() {
     let heap = Heap::new("race");
-    let values = ["a".repeat(1000), "b".repeat(3000)];
+    let values = ["a".repeat(90_000), "b".repeat(120_000)];
     fine(&["put", heap.name(), "value", &values[0]]);
     let mut writers: Vec<_> = (0..20)
         .map(|number| program().args(["put", heap.name(), "value", &values[number % 2]]).stdout(Stdio::null()).spawn())
@@ -130,4 +130,33 @@ fn a_block_is_dumped_by_its_offset_by_one_inside_of_it_and_by_its_root() {
     assert!(refused(3, &["dump", heap.name(), "nobody"]).contains("neither an offset nor a root"));
     attached.deallocate(block).expect("it is freed");
     assert!(refused(3, &["dump", heap.name(), &(block.get() + 16).to_string()]).contains("no block is allocated"));
+}
+
+#[test]
+fn a_root_whose_block_is_gone_is_told_from_one_that_does_not_exist() {
+    let heap = Heap::new("gone");
+    let attached = heap.open();
+    let block = attached.allocate(64).expect("room");
+    attached.set_root("r", block).expect("a root");
+    attached.deallocate(block).expect("it is freed");
+    for command in ["get", "dump"] {
+        assert!(refused(1, &[command, heap.name(), "r"]).contains("was freed, or is damaged"));
+        assert_eq!(run(&[command, heap.name(), "s"]).code, 3);
+    }
+}
+
+#[test]
+fn nobody_waits_for_one_who_is_still_writing_the_value() {
+    let heap = Heap::new("slow");
+    let mut slow = program()
+        .args(["put", heap.name(), "value"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the program can be started");
+    fine(&["rm", heap.name()]);
+    drop(slow.stdin.take());
+    let ended = slow.wait_with_output().expect("it ends");
+    assert_eq!(ended.status.code(), Some(3), "the heap is gone, and so would be the value: {ended:?}");
 }

@@ -14,6 +14,9 @@ use crate::output::{self, DIM, Output, styled};
 use crate::units::{self, counted, size};
 use crate::{Outcome, Verdict};
 
+/// Blocks that are listed where no number is given.
+const SHOWN: usize = 50;
+
 /// Lists the allocated blocks.
 #[derive(Debug, Args)]
 pub(crate) struct Blocks {
@@ -31,9 +34,9 @@ pub(crate) struct Blocks {
     /// In which order
     #[arg(long, value_enum, default_value_t = Order::Offset)]
     sort: Order,
-    /// At most so many
-    #[arg(long, short = 'n', default_value_t = 50)]
-    limit: usize,
+    /// At most so many [default: 50, and with --json all]
+    #[arg(long, short = 'n')]
+    limit: Option<usize>,
     /// All of them
     #[arg(long, short, conflicts_with = "limit")]
     all: bool,
@@ -114,7 +117,8 @@ impl Blocks {
             Order::Age => blocks.sort_by_key(since),
         }
         let (total, bytes) = (blocks.len(), blocks.iter().map(|block| block.size).sum());
-        blocks.truncate(if self.all { usize::MAX } else { self.limit });
+        let shown = if self.all || output.is_json() { usize::MAX } else { SHOWN };
+        blocks.truncate(self.limit.unwrap_or(shown));
         let blocks = blocks.into_iter().map(|block| {
             let lane = lane_of(block.lane);
             Block {
@@ -216,6 +220,11 @@ impl Roots {
     }
 }
 
+/// What to do about a root that leads to no block.
+pub(super) fn damaged(name: &str) -> String {
+    format!("shmheap validate {name} tells whether the heap is damaged; shmheap roots {name} lists the roots")
+}
+
 /// The first bytes of a block, as text with escapes, up to where only zeros follow.
 fn start_of(heap: &Heap, block: Offset, size: usize) -> String {
     let len = super::values::noted_len(heap, block, size).ok().flatten().unwrap_or(size);
@@ -279,6 +288,9 @@ impl Dump {
         let place = &self.named.place;
         let heap = place.open_read_only()?;
         let (block, at) = self.find(&heap).map_err(|error| match error {
+            Error::RootUnknown { name } if super::values::is_root(&heap, &name) => {
+                Failure::wrong(format!("the block of the root {name:?} was freed, or is damaged"), damaged(&place.text()))
+            }
             Error::RootUnknown { name } => Failure::cannot_but(
                 format!("{name:?} is neither an offset nor a root of {}", place.text()),
                 format!("shmheap roots {0} lists the roots, shmheap blocks {0} the blocks", place.text()),

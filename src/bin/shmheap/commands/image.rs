@@ -225,8 +225,10 @@ impl Load {
 
 impl Verify {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let started = Instant::now();
-        let info = shmheap::verify(&self.image).map_err(|error| explain(&self.image, error))?;
+        let (bar, started) = (Bar::new(output, "verifying"), Instant::now());
+        let verified = shmheap::verify_with(&self.image, |progress| bar.show(progress));
+        drop(bar);
+        let info = verified.map_err(|error| explain(&self.image, error))?;
         output.print(&ImageReport::new("verified", &self.image, None, &info, started.elapsed()))?;
         Ok(Verdict::Fine)
     }
@@ -295,7 +297,10 @@ impl fmt::Display for DiffReport {
 
 impl Diff {
     pub(crate) fn run(self, output: &Output) -> Outcome {
-        let report: DiffReport = shmheap::diff(&self.before, &self.after)
+        let bar = Bar::new(output, "comparing");
+        let compared = shmheap::diff_with(&self.before, &self.after, |progress| bar.show(progress));
+        drop(bar);
+        let report: DiffReport = compared
             .map_err(|error| match error {
                 shmheap::Error::NotFound { name } => Failure::cannot(format!("there is no image at {name}")),
                 error => error.into(),

@@ -5,11 +5,13 @@
 //!
 //! | | |
 //! |---|---|
-//! | last 16 bytes of the block | [`MARK`], then the length, 64 bits |
+//! | last 24 bytes of the block | [`MARK`], the length, and a number that this value has and no other, 64 bits each |
 //!
-//! A block that does not end like that was not written by `put`; `get` then prints all of it.
+//! A block that does not end like that was not written by `put`; `get` then prints all of it. The number tells a reader that
+//! what it has copied was one value: that of the block and the root before the copy and after it.
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -26,8 +28,8 @@ use crate::{Outcome, Verdict};
 
 /// Says that a length follows.
 const MARK: u64 = u64::from_le_bytes(*b"put-len\0");
-/// Bytes of mark and length.
-const TRAILER: usize = 16;
+/// Bytes of mark, length and number.
+const TRAILER: usize = 24;
 /// How often a value is read anew that is replaced while it is read.
 const TRIES: u32 = 100;
 
@@ -134,41 +136,81 @@ impl fmt::Display for Deleted {
     }
 }
 
+/// What `put` has noted at the end of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Note {
+    len: usize,
+    number: u64,
+}
+
+impl Note {
+    fn read(heap: &Heap, block: Offset, usable: usize) -> shmheap::Result<Option<Self>> {
+        let Some(at) = usable.checked_sub(TRAILER) else { return Ok(None) };
+        let mut trailer = [0; TRAILER];
+        heap.copy_out_at(block, at, &mut trailer)?;
+        let word = |from: usize| u64::from_le_bytes(std::array::from_fn(|index| trailer[from + index]));
+        let len = usize::try_from(word(8)).ok().filter(|len| *len <= at && word(0) == MARK);
+        Ok(len.map(|len| Self { len, number: word(16) }))
+    }
+
+    /// Writes a value into a zeroed block, and then the note.
+    fn write(heap: &Heap, block: Offset, value: &[u8]) -> shmheap::Result<()> {
+        let at = heap.usable_size(block)?.saturating_sub(TRAILER);
+        heap.copy_in(block, value)?;
+        let number = RandomState::new().hash_one(block);
+        let words = [MARK, value.len() as u64, number].map(u64::to_le_bytes);
+        heap.copy_in_at(block, at, words.as_flattened())
+    }
+}
+
 /// The length that `put` has noted at the end of a block.
 pub(super) fn noted_len(heap: &Heap, block: Offset, usable: usize) -> shmheap::Result<Option<usize>> {
-    let Some(at) = usable.checked_sub(TRAILER) else { return Ok(None) };
-    let mut trailer = [0; TRAILER];
-    heap.copy_out_at(block, at, &mut trailer)?;
-    let word = |from: usize| u64::from_le_bytes(std::array::from_fn(|index| trailer[from + index]));
-    let len = usize::try_from(word(8)).ok().filter(|len| *len <= at);
-    Ok(len.filter(|_| word(0) == MARK))
+    Ok(Note::read(heap, block, usable)?.map(|note| note.len))
 }
 
-/// The value of a root: its block, and its bytes.
-fn read(heap: &Heap, root: &str, len: Option<usize>) -> shmheap::Result<Option<(Offset, Vec<u8>)>> {
+/// A value: its block, and its bytes.
+type Value = (Offset, Vec<u8>);
+
+/// The value of a root; the inner `None` if it was replaced each time that it was copied.
+fn read(heap: &Heap, root: &str, len: Option<usize>) -> shmheap::Result<Option<Option<Value>>> {
     for _ in 0..TRIES {
         let Some(block) = heap.root(root)? else { return Ok(None) };
-        let copied = (|| {
-            let usable = heap.usable_size(block)?;
-            let len = len.or(noted_len(heap, block, usable)?).unwrap_or(usable);
-            if len > usable {
-                let [len, usable] = [len, usable].map(|size| size as u64);
-                return Err(Error::OutOfBounds { offset: block.get(), at: 0, len, usable });
-            }
-            let mut bytes = vec![0; len];
-            heap.copy_out(block, &mut bytes)?;
-            Ok(bytes)
-        })();
-        // Somebody may have replaced the value, and freed this one, meanwhile.
-        if heap.root(root)? == Some(block) {
-            return copied.map(|bytes| Some((block, bytes)));
+        let copied = copy(heap, block, len);
+        // Somebody may have replaced the value, and freed this one, meanwhile; and the block may be the root's again.
+        if heap.root(root)? == Some(block)
+            && let Some(copied) = copied.transpose()
+        {
+            return copied.map(|bytes| Some(Some((block, bytes))));
         }
     }
-    Ok(None)
+    Ok(Some(None))
 }
 
-fn unknown(place: &Place, root: &str) -> Failure {
+/// The bytes of a block; `None` if they became another value's while they were copied.
+fn copy(heap: &Heap, block: Offset, len: Option<usize>) -> shmheap::Result<Option<Vec<u8>>> {
+    let usable = heap.usable_size(block)?;
+    let note = Note::read(heap, block, usable)?;
+    let len = len.or(note.map(|note| note.len)).unwrap_or(usable);
+    if len > usable {
+        let [len, usable] = [len, usable].map(|size| size as u64);
+        return Err(Error::OutOfBounds { offset: block.get(), at: 0, len, usable });
+    }
+    let mut bytes = vec![0; len];
+    heap.copy_out(block, &mut bytes)?;
+    Ok((Note::read(heap, block, usable)? == note).then_some(bytes))
+}
+
+/// True if there is a root of this name, whatever became of its block.
+pub(super) fn is_root(heap: &Heap, name: &str) -> bool {
+    heap.roots().is_ok_and(|roots| roots.iter().any(|root| root.name == name))
+}
+
+fn unknown(place: &Place, heap: &Heap, root: &str) -> Failure {
     let name = place.text();
+    if is_root(heap, root) {
+        let text = format!("the block of the root {root:?} was freed, or is damaged");
+        return Failure::wrong(text, super::blocks::damaged(&name));
+    }
     Failure::cannot_but(format!("{name} has no root named {root:?}"), format!("shmheap roots {name} lists them"))
 }
 
@@ -177,7 +219,8 @@ impl Get {
         let place = &self.named.place;
         let heap = place.open_read_only()?;
         let read = read(&heap, &self.root, self.len).map_err(|error| place.explain(error))?;
-        let (block, bytes) = read.ok_or_else(|| unknown(place, &self.root))?;
+        let busy = || Failure::cannot(format!("{:?} is replaced all the time; try again", self.root));
+        let (block, bytes) = read.ok_or_else(|| unknown(place, &heap, &self.root))?.ok_or_else(busy)?;
         if let Some(path) = &self.out {
             std::fs::write(path, &bytes).map_err(|error| Failure::cannot(format!("{}: {error}", path.display())))?;
         } else if !output.is_json() {
@@ -195,16 +238,21 @@ impl Get {
 impl Put {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         let place = self.heap.place();
-        let heap = self.heap.open()?;
+        // Whoever writes may take long, and nobody else should have to wait for that.
         let value = self.value()?;
+        let heap = self.heap.open()?;
         let old = heap.root(&self.root).map_err(|error| place.explain(error))?;
         if let Some(old) = old.filter(|_| !self.force) {
             self.check_replaceable(&heap, old)?;
         }
-        let (block, replaced) = self.store(&heap, &value).map_err(|error| match error {
+        let stored = self.store(&heap, &value).map_err(|error| match error {
             Error::RootExists { name } => Failure::cannot(format!("there is a root named {name:?} already")),
             error => place.explain(error),
         })?;
+        let (block, replaced) = stored.ok_or_else(|| not_ours(&self.root))?;
+        if heap.is_unlinked()? {
+            return Err(Failure::cannot(format!("{} was removed meanwhile, and the value with it", place.text())));
+        }
         output.print(&Stored { root: self.root, bytes: value.len(), block: block.get(), replaced })?;
         Ok(Verdict::Fine)
     }
@@ -233,34 +281,34 @@ impl Put {
 
     /// Writes the value into a new block, makes the root lead to it, and frees the old one. Who reads meanwhile sees the one
     /// or the other. A death between the first two steps leaves a block that no root leads to; a new root has no such gap.
-    fn store(&self, heap: &Heap, value: &[u8]) -> shmheap::Result<(Offset, bool)> {
+    ///
+    /// Returns the block, and whether it has replaced another one; `None` if a program has put its own block there meanwhile.
+    fn store(&self, heap: &Heap, value: &[u8]) -> shmheap::Result<Option<(Offset, bool)>> {
         let size = value.len().saturating_add(TRAILER);
-        let write = |block: Offset| {
-            let at = heap.usable_size(block)?.saturating_sub(TRAILER);
-            heap.copy_in(block, value)?;
-            let mut trailer = MARK.to_le_bytes().to_vec();
-            trailer.extend((value.len() as u64).to_le_bytes());
-            heap.copy_in_at(block, at, &trailer)
-        };
         if heap.root(&self.root)?.is_none() {
             let mut made = false;
             let block = heap.find_or_construct(&self.root, size, |block| {
                 made = true;
-                write(block)
+                Note::write(heap, block, value)
             })?;
             if made {
-                return Ok((block, false));
+                return Ok(Some((block, false)));
             }
         }
         if self.new {
             return Err(Error::RootExists { name: self.root.clone() });
         }
         let block = heap.allocate_zeroed(size)?;
-        let stored = write(block).and_then(|()| heap.set_root(&self.root, block));
+        let stored = Note::write(heap, block, value).and_then(|()| heap.set_root(&self.root, block));
         match stored {
+            Ok(Some(old)) if !self.force && noted_len(heap, old, heap.usable_size(old)?)?.is_none() => {
+                heap.set_root(&self.root, old)?;
+                heap.deallocate(block)?;
+                Ok(None)
+            }
             Ok(old) => {
                 old.map_or(Ok(()), |old| heap.deallocate(old))?;
-                Ok((block, true))
+                Ok(Some((block, true)))
             }
             Err(error) => {
                 heap.deallocate(block)?;
@@ -289,7 +337,7 @@ impl Del {
             }
         }
         let block = heap.remove_root(&self.root).map_err(|error| match error {
-            Error::RootUnknown { .. } => unknown(place, &self.root),
+            Error::RootUnknown { .. } => unknown(place, &heap, &self.root),
             error => place.explain(error),
         })?;
         // Its block may have been freed before.
