@@ -46,3 +46,15 @@ fn a_reader_that_goes_away_is_no_error() {
     let ended = child.wait_with_output().expect("it ends");
     assert!(ended.stderr.is_empty(), "{ended:?}");
 }
+
+#[test]
+fn roots_complete_from_the_heap_that_is_named_before() {
+    let heap = Heap::new("roots");
+    fine(&["put", heap.name(), "greeting", "hello"]);
+    let completed = program()
+        .env("COMPLETE", "fish")
+        .args(["--", "shmheap", "get", heap.name(), "gre"])
+        .output()
+        .expect("the program can be started");
+    assert!(String::from_utf8_lossy(&completed.stdout).starts_with("greeting"), "{completed:?}");
+}

@@ -17,6 +17,7 @@
 //! not be done.
 
 mod commands;
+mod completion;
 mod failure;
 mod map;
 mod output;

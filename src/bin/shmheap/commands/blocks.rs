@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 
 use clap::{Args, ValueEnum};
+use clap_complete::ArgValueCompleter;
 use pretty_hex::{HexConfig, config_hex};
 use serde::Serialize;
 use shmheap::{BlockInfo, Error, Heap, Offset, OffsetFault};
 
 use super::Named;
+use crate::completion;
 use crate::failure::Failure;
 use crate::output::{self, DIM, Output, styled};
 use crate::units::{self, counted, size};
@@ -242,7 +244,7 @@ pub(crate) struct Dump {
     #[command(flatten)]
     named: Named,
     /// An offset (12345 or 0x3039) at which a block starts or which lies inside of one, or the name of a root
-    #[arg(value_name = "OFFSET|ROOT")]
+    #[arg(value_name = "OFFSET|ROOT", add = ArgValueCompleter::new(completion::roots))]
     what: String,
     /// Bytes to show
     #[arg(long, short, value_parser = units::parse_size, default_value = "256")]

@@ -26,10 +26,10 @@ pub(crate) struct Draw {
     #[arg(long, visible_alias = "slab", value_name = "OFFSET", value_parser = parse_offset)]
     at: Option<u64>,
     /// Write the picture to this file, as SVG
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     svg: Option<PathBuf>,
     /// Write the picture to this file, as PNG
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     png: Option<PathBuf>,
 }
 

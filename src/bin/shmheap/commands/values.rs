@@ -16,10 +16,12 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
+use clap_complete::ArgValueCompleter;
 use serde::Serialize;
 use shmheap::{Error, Heap, Offset};
 
 use super::{Changed, Named};
+use crate::completion;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::Place;
@@ -42,7 +44,7 @@ pub(crate) struct Get {
     #[command(flatten)]
     named: Named,
     /// Name of the root
-    #[arg(value_name = "ROOT")]
+    #[arg(value_name = "ROOT", add = ArgValueCompleter::new(completion::roots))]
     root: String,
     /// Write to this file instead of standard output
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -58,7 +60,7 @@ pub(crate) struct Put {
     #[command(flatten)]
     heap: Changed,
     /// Name of the root
-    #[arg(value_name = "ROOT")]
+    #[arg(value_name = "ROOT", add = ArgValueCompleter::new(completion::roots))]
     root: String,
     /// The text to be stored [default: what comes on standard input]
     #[arg(value_name = "TEXT", conflicts_with = "file")]
@@ -80,7 +82,7 @@ pub(crate) struct Del {
     #[command(flatten)]
     heap: Changed,
     /// Name of the root
-    #[arg(value_name = "ROOT")]
+    #[arg(value_name = "ROOT", add = ArgValueCompleter::new(completion::roots))]
     root: String,
     /// Leave the block allocated
     #[arg(long)]
