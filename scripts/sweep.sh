@@ -9,7 +9,7 @@
 # Needs Linux 5.6 on x86-64, and the right to trace one's own children. Root is not needed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-form=short which=(--every 13)
+form=short which=(--every 25)
 case "${1:-}" in
     --full) form=full which=(--resume) ;;
     "") ;;
