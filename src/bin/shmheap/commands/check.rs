@@ -11,7 +11,10 @@ use crate::output::{BAD, GOOD, Output, styled};
 use crate::place::Place;
 use crate::{Outcome, Verdict, units};
 
-/// Checks every invariant of a heap and tells what is wrong, and where. Changes nothing, and takes no lock.
+/// Checks whether a heap is sound.
+///
+/// Looks at every invariant, and tells what is wrong, and where. Changes nothing, and takes no lock. Exit code 1 if anything
+/// is wrong.
 #[derive(Debug, Args)]
 pub(crate) struct Validate {
     #[command(flatten)]
@@ -62,7 +65,9 @@ impl Validate {
     }
 }
 
-/// Makes a damaged heap sound again, and reports each action. Nobody else may use the heap meanwhile.
+/// Makes a damaged heap sound again.
+///
+/// Reports each action. Nobody else may use the heap meanwhile.
 ///
 /// Pages whose words contradict each other are quarantined: they become one allocated block, whose bytes are as they were.
 /// The bytes of blocks are never changed. What the dead had begun is finished or undone.
@@ -145,8 +150,9 @@ impl Repair {
     }
 }
 
-/// Sees to those who died while they used the heap: what they had begun is finished or undone, and their slabs go to whoever
-/// needs room next. Can be done while others use it.
+/// Sees to those who died while they used a heap.
+///
+/// What they had begun is finished or undone, and their slabs go to whoever needs room next. Can be done while others use it.
 ///
 /// That also happens by itself, whenever somebody attaches or runs short of memory.
 #[derive(Debug, Args)]
@@ -183,7 +189,9 @@ impl Recover {
     }
 }
 
-/// Gives memory that holds no block back to the system. Can be done while others use the heap.
+/// Gives memory that holds no block back to the system.
+///
+/// Can be done while others use the heap.
 #[derive(Debug, Args)]
 pub(crate) struct Trim {
     #[command(flatten)]

@@ -11,7 +11,10 @@ use crate::output::Output;
 use crate::place::Place;
 use crate::{Outcome, Verdict, units};
 
-/// Creates an empty heap. Memory is taken only for what is used.
+/// Creates an empty heap.
+///
+/// Memory is taken only for what is used. With a --mode that lets others write, whoever changes the heap has to say
+/// --any-owner.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     #[command(flatten)]

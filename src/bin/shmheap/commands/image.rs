@@ -20,7 +20,9 @@ use crate::{Outcome, Verdict};
 /// Most blocks of each kind that `diff` lists.
 const LISTED_MAX: usize = 20;
 
-/// Saves an image of a heap to a file, while others use it. A death at any moment leaves the old file or the new one.
+/// Saves an image of a heap to a file, while others use it.
+///
+/// A death at any moment leaves the old file or the new one.
 #[derive(Debug, Args)]
 pub(crate) struct Save {
     #[command(flatten)]
@@ -53,7 +55,9 @@ impl From<Packing> for Compression {
     }
 }
 
-/// Loads an image as a new heap, in which every block has the offset that it had.
+/// Loads an image as a new heap.
+///
+/// Every block has the offset that it had, also in a larger heap.
 #[derive(Debug, Args)]
 pub(crate) struct Load {
     /// Path of the image
@@ -66,7 +70,9 @@ pub(crate) struct Load {
     capacity: Option<u64>,
 }
 
-/// Checks every byte of an image against its checksums, and tells what is in it.
+/// Checks every byte of an image, and tells what is in it.
+///
+/// Exit code 1 if it is damaged.
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// Path of the image
@@ -74,7 +80,9 @@ pub(crate) struct Verify {
     image: PathBuf,
 }
 
-/// Compares two images of a heap: which blocks and roots came, went, or changed. Exit code 1 if any did.
+/// Compares two images: which blocks and roots came, went, or changed.
+///
+/// Exit code 1 if any did.
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
     /// The earlier image

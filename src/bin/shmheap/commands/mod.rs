@@ -62,67 +62,40 @@ impl Changed {
     }
 }
 
+// What each does stands where its arguments are; clap takes it from there.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show in ten seconds what this is about
     Demo(demo::Demo),
-    /// Create a heap
     Create(create::Create),
-    /// List the heaps there are
     Ls(ls::Ls),
-    /// Tell all about a heap in numbers
     Stat(stat::Stat),
-    /// Draw a heap: what stands where
     Map(map::Draw),
-    /// Show a heap at work, on a whole screen
     Top(top::Top),
-    /// Print a line a second on what goes on in a heap
     Watch(watch::Watch),
-    /// List the allocated blocks
     Blocks(blocks::Blocks),
-    /// List the names by which blocks are found
     Roots(blocks::Roots),
-    /// Show the bytes of a block
     Dump(blocks::Dump),
-    /// Print the bytes that a root leads to
     Get(values::Get),
-    /// Store bytes or text under a name
     Put(values::Put),
-    /// Remove a root and free its block
     Del(values::Del),
-    /// Check whether a heap is sound
     Validate(check::Validate),
-    /// Make a damaged heap sound again
     Repair(check::Repair),
-    /// See to those who died while they used a heap
     Recover(check::Recover),
-    /// Give unused memory back to the system
     Trim(check::Trim),
-    /// Remove what creators, broken heaps and absent users have left
     Gc(gc::Gc),
-    /// Remove heaps
     Rm(rm::Rm),
-    /// Save an image of a heap to a file
     Save(image::Save),
-    /// Load an image as a new heap
     Load(image::Load),
-    /// Check an image
     Verify(image::Verify),
-    /// Compare two images
     Diff(image::Diff),
-    /// Look at this system and say what is in the way of heaps
     Doctor(doctor::Doctor),
-    /// Let worker processes use a heap, kill them, and check everything
     Stress(stress::Stress),
-    /// Measure how fast it is on this machine
     Bench(bench::Bench),
-    /// Print a shell's completion script
     Completions(completions::Completions),
-    /// Write man pages
     Man(completions::Man),
-    #[command(hide = true)]
+    #[command(hide = true, name = "__partner-of-bench")]
     PartnerOfBench(bench::Partner),
-    #[command(hide = true)]
+    #[command(hide = true, name = "__worker-of-stress")]
     WorkerOfStress(stress::worker::WorkerArguments),
 }
 

@@ -13,7 +13,9 @@ use crate::output::Output;
 use crate::place::{self, Place};
 use crate::{Outcome, Verdict, processes};
 
-/// Removes heaps: their names at once, their memory when the last process that has them attached is gone.
+/// Removes heaps.
+///
+/// Their names go at once, their memory when the last process that has them attached is gone.
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// Names of the heaps
