@@ -12,7 +12,7 @@ fn scribble(heap: &Heap, at: u64, bytes: &[u8]) {
 }
 
 /// Makes a heap with some blocks, and damages the entry of its first page.
-fn damaged(tag: &str) -> Heap {
+pub(crate) fn damaged(tag: &str) -> Heap {
     let heap = Heap::new(tag);
     fine(&["put", heap.name(), "greeting", "hello"]);
     let attached = heap.open();

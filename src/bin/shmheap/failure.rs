@@ -2,7 +2,7 @@
 //!
 //! The library's errors name its own calls as remedies; here each is told again with the command that helps.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 
 use nix::unistd::{Uid, User};
 use shmheap::Error;
@@ -18,7 +18,7 @@ pub(crate) enum Failure {
     Cannot { text: String, remedy: Option<String> },
     /// What was looked at is broken. Exit code 1.
     Wrong { text: String, remedy: Option<String> },
-    /// Whoever reads the output has gone.
+    /// Whoever started it has asked it to stop. Exit code 0.
     Interrupted,
 }
 
@@ -37,14 +37,6 @@ impl Failure {
 
     pub(crate) fn wrong(text: impl ToString, remedy: impl ToString) -> Self {
         Self::Wrong { text: text.to_string(), remedy: Some(remedy.to_string()) }
-    }
-
-    /// Standard output cannot be written to.
-    pub(crate) fn from_output(error: std::io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::BrokenPipe => Self::Interrupted,
-            _ => Self::cannot(format!("cannot write to standard output: {error}")),
-        }
     }
 
     pub(crate) fn exit_code(&self) -> u8 {
@@ -68,7 +60,7 @@ impl Failure {
     pub(crate) fn print(&self) {
         let remedy = match self {
             Self::Usage { remedy, .. } | Self::Cannot { remedy, .. } | Self::Wrong { remedy, .. } => remedy.as_deref(),
-            Self::Interrupted => None,
+            Self::Interrupted => return,
         };
         let mut stderr = anstream::stderr().lock();
         // Where even standard error is gone, the exit code is left.
@@ -93,26 +85,31 @@ pub(crate) fn user_name(uid: u32) -> String {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
+/// A user as sudo takes it: by name, or by number where there is none.
+fn login(uid: u32) -> String {
+    let name = user_name(uid);
+    if name == uid.to_string() { format!("'#{uid}'") } else { name }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let as_owner = |owner: u32| {
-            let name = user_name(owner);
-            format!("run it as {name} (sudo -u {name} shmheap ...), or trust that user with --any-owner")
+            let name = login(owner);
+            format!("run it as that user (sudo -u {name} shmheap ...), or trust that user with --any-owner")
         };
         match &error {
             Error::NotFound { name } => {
                 Self::cannot_but(format!("there is no heap named {name:?}"), "shmheap ls lists them")
             }
-            Error::AlreadyExists { name } => Self::cannot_but(
-                format!("{name:?} exists already"),
-                format!("look at it with: shmheap stat {name}; or remove it with: shmheap rm {name}"),
-            ),
+            Error::AlreadyExists { name } => {
+                Self::cannot_but(format!("{name:?} exists already"), "choose another name".to_owned())
+            }
             Error::WrongOwner { name, owner, .. } => {
                 Self::cannot_but(format!("{name:?} belongs to {}, not to you", user(*owner)), as_owner(*owner))
             }
             Error::PermissionDenied { name, owner, mode } => Self::cannot_but(
                 format!("no permission to open {name:?}: it belongs to {} and has mode {mode:04o}", user(*owner)),
-                format!("run it as that user: sudo -u {} shmheap ...", user_name(*owner)),
+                format!("run it as that user: sudo -u {} shmheap ...", login(*owner)),
             ),
             Error::WrongMode { name, mode, .. } => Self::cannot_but(
                 format!("{name:?} has mode {mode:04o}: others than its owner may write to it"),
@@ -139,7 +136,7 @@ impl From<Error> for Failure {
             ),
             Error::LockTimeout { holder_pid, waited_ms } => Self::cannot_but(
                 format!("waited {waited_ms} ms for pid {holder_pid}, which is alive but does not let go (stopped?)"),
-                format!("let it go on with: kill -CONT {holder_pid}; or end it with: kill -KILL {holder_pid}"),
+                "shmheap stat NAME tells which process that is, and whether it is stopped",
             ),
             Error::Unrecovered { holder_pid } => Self::wrong(
                 format!("pid {holder_pid} died while it changed the heap, and nobody has used the heap since"),
@@ -147,10 +144,24 @@ impl From<Error> for Failure {
             ),
             Error::InUse { name, pid } => Self::cannot_but(
                 format!("{name:?} is in use by pid {pid}, and can only be repaired when nobody uses it"),
-                format!("end that process first: kill {pid}"),
+                "shmheap stat NAME tells which process that is",
             ),
             Error::RootUnknown { name } => {
                 Self::cannot_but(format!("the heap has no root named {name:?}"), "shmheap roots NAME lists them")
+            }
+            Error::RootsFull { slots } => Self::cannot_but(
+                format!("all {slots} root slots are taken"),
+                "remove some with shmheap del, or create a heap with more: shmheap create --root-slots N NAME",
+            ),
+            Error::RootExists { name } => {
+                Self::cannot_but(format!("there is a root named {name:?} already"), "shmheap del NAME ROOT removes it")
+            }
+            Error::Unlinked { name } => Self::cannot_but(
+                format!("{name:?} was removed while it was being opened"),
+                "shmheap ls lists the heaps there are",
+            ),
+            Error::System { errno, .. } if *errno == nix::errno::Errno::EROFS as i32 => {
+                Self::cannot_but(&error, "the file system is read-only: sudo mount -o remount,rw /dev/shm")
             }
             Error::CorruptImage { .. } | Error::NotAnImage { .. } | Error::Unclean { .. } | Error::Shrunk { .. } => {
                 Self::Wrong { text: error.to_string(), remedy: None }

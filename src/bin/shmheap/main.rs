@@ -69,7 +69,6 @@ fn main() -> ExitCode {
     match cli.command.run(&output) {
         Ok(Verdict::Fine) => ExitCode::SUCCESS,
         Ok(Verdict::Wrong) => ExitCode::from(1),
-        Err(Failure::Interrupted) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.print();
             ExitCode::from(failure.exit_code())

@@ -1,7 +1,7 @@
 //! Printing: text for people, JSON for programs.
 
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -58,7 +58,7 @@ impl Output {
     /// Prints text that has its line ends; colours reach terminals only.
     pub(crate) fn text(self, text: fmt::Arguments<'_>) -> Result<(), Failure> {
         let mut stdout = anstream::stdout().lock();
-        stdout.write_fmt(text).and_then(|()| stdout.flush()).map_err(Failure::from_output)
+        unless_gone(stdout.write_fmt(text).and_then(|()| stdout.flush()))
     }
 
     /// Prints one line.
@@ -69,7 +69,15 @@ impl Output {
     /// Writes bytes as they are.
     pub(crate) fn bytes(self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = std::io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::from_output)
+        unless_gone(stdout.write_all(bytes).and_then(|()| stdout.flush()))
+    }
+}
+
+/// Where nobody reads any more nothing has to be said; what was found, the exit code still tells.
+fn unless_gone(written: std::io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| Failure::cannot(format!("cannot write to standard output: {error}"))),
     }
 }
 
@@ -92,6 +100,18 @@ pub(crate) fn table(heads: &[&str]) -> Table {
 /// A table as lines, without blanks at their ends, each with a line end.
 pub(crate) fn lines_of(table: &Table) -> String {
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// Text of others, for people: control characters, which could say anything to a terminal, are written as escapes.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => shown.extend(character.escape_debug()),
+            false => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// Text in a style.

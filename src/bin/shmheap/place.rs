@@ -1,12 +1,14 @@
 //! What a NAME on the command line means, and opening the heap that it names.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use clap_complete::CompletionCandidate;
+use clap_complete::{CompletionCandidate, PathCompleter, engine::ValueCompleter};
 use shmheap::{Error, Heap, Options, OwnerTrust, SegmentInfo, SegmentKind};
 
 use crate::failure::Failure;
+use crate::output::shown;
+use crate::processes::{self, Process};
 use crate::units;
 
 /// Most near matches that are proposed for a name that does not exist.
@@ -37,11 +39,16 @@ impl Place {
         })
     }
 
-    /// As it is written on the command line.
+    /// As it is written on the command line, for people.
     pub(crate) fn text(&self) -> String {
+        shown(&self.argument().to_string_lossy())
+    }
+
+    /// As it is written on the command line, for another program.
+    pub(crate) fn argument(&self) -> OsString {
         match self {
-            Self::Segment(name) => name.clone(),
-            Self::File(path) => path.display().to_string(),
+            Self::Segment(name) => name.into(),
+            Self::File(path) => path.into(),
         }
     }
 
@@ -88,6 +95,29 @@ impl Place {
             (Self::File(_), Error::NotFound { .. }) => {
                 Failure::cannot_but(format!("there is no file {name:?}"), "heaps in /dev/shm are named without a slash")
             }
+            (_, Error::AlreadyExists { .. }) => {
+                Failure::cannot_but(format!("{name:?} exists already"), self.remedy_for_taken())
+            }
+            (_, Error::WrongVersion { found, supported }) => Failure::cannot_but(
+                format!("{name} has format version {found}, this program reads version {supported}"),
+                format!("use the shmheap that wrote it; or remove it with: {}", self.removal()),
+            ),
+            (_, Error::CapacityMismatch { expected, actual }) => Failure::wrong(
+                format!("{name} says that it has {expected} bytes, but {actual} are there: it was truncated"),
+                format!(
+                    "load the last image under another name (shmheap load), and remove this one with: {}",
+                    self.removal()
+                ),
+            ),
+            (_, Error::WrongMode { mode, .. }) => Failure::cannot_but(
+                format!("{name:?} has mode {mode:04o}: others than its owner may write to it"),
+                format!("chmod go-w {}, or trust them with --any-owner", self.path().display()),
+            ),
+            (_, Error::LockTimeout { holder_pid, waited_ms }) => self.stuck(*holder_pid, *waited_ms),
+            (_, Error::InUse { pid, .. }) => {
+                let text = format!("{name:?} is in use by pid {pid}, and can only be repaired when nobody uses it");
+                Failure::cannot_but(text, self.remedy_for_pid(*pid, |pid| format!("end that process first: kill {pid}")))
+            }
             _ => match Failure::from(error) {
                 Failure::Wrong { text, remedy } => Failure::Wrong {
                     text: format!("{name}: {text}"),
@@ -100,6 +130,50 @@ impl Place {
             },
         }
     }
+}
+
+impl Place {
+    /// The command that removes what stands here, whatever it is.
+    fn removal(&self) -> String {
+        format!("shmheap rm --any-kind {}", self.text())
+    }
+
+    /// What to do where something has the name that is wanted.
+    fn remedy_for_taken(&self) -> String {
+        let name = self.text();
+        let is_heap = match self {
+            Self::Segment(name) => Heap::segment(name),
+            Self::File(path) => Heap::file_info(path),
+        };
+        match is_heap.map(|info| info.kind) {
+            Ok(SegmentKind::Heap) => format!("look at it with: shmheap stat {name}; or remove it with: shmheap rm {name}"),
+            _ => format!("it is no heap that can be opened; if it is to go: {}", self.removal()),
+        }
+    }
+
+    fn stuck(&self, pid: u32, waited_ms: u64) -> Failure {
+        let text = format!("waited {waited_ms} ms for pid {pid}, which is alive but does not let go (stopped?)");
+        let kill = |pid| format!("let it go on with: kill -CONT {pid}; or end it with: kill -KILL {pid}");
+        Failure::cannot_but(text, self.remedy_for_pid(pid, kill))
+    }
+
+    /// What to do about a process that has named itself by this number, which may mean another one here.
+    fn remedy_for_pid(&self, pid: u32, remedy: impl Fn(u32) -> String) -> String {
+        if Process::using(pid, &self.path()).is_some() {
+            return remedy(pid);
+        }
+        let others = "that is its number in another container, or it belongs to another user; do not kill that number here";
+        match processes::mapping(&self.path()).as_slice() {
+            [] => others.to_owned(),
+            users => format!("{others}\nthe processes that have it mapped here: {}", processes::sentence(users)),
+        }
+    }
+}
+
+/// The path by which the kernel knows a heap that is attached.
+pub(crate) fn path_of(heap: &Heap) -> PathBuf {
+    let name = heap.name();
+    if name.contains('/') { PathBuf::from(name) } else { Path::new("/dev/shm").join(name) }
 }
 
 /// Options that trust everybody, if asked to.
@@ -119,12 +193,15 @@ fn near(name: &str) -> Vec<String> {
     let mut near: Vec<(f64, String)> = heaps().into_iter().map(|segment| (likeness(&segment.name), segment.name)).collect();
     near.retain(|(likeness, _)| *likeness >= NEAR_LEAST);
     near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    near.into_iter().take(NEAR_MAX).map(|(_, name)| name).collect()
+    near.into_iter().take(NEAR_MAX).map(|(_, name)| shown(&name)).collect()
 }
 
 /// Completes a NAME from the heaps there are.
 pub(crate) fn complete(start: &OsStr) -> Vec<CompletionCandidate> {
     let start = start.to_string_lossy();
+    if start.contains('/') {
+        return PathCompleter::file().complete(OsStr::new(&*start));
+    }
     let fitting = heaps().into_iter().filter(|segment| segment.name.starts_with(&*start));
     fitting.map(|segment| CompletionCandidate::new(segment.name).help(Some(units::size(segment.len).into()))).collect()
 }

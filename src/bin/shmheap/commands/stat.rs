@@ -1,19 +1,22 @@
 //! `stat`: the full report on a heap.
 
 use std::fmt;
+use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
 use shmheap::{Heap, LaneInfo, RootInfo, Stats};
 
 use super::Named;
-use crate::output::{self, BAD, DIM, Output, STRONG, WARNING, styled};
+use crate::output::{self, BAD, DIM, GOOD, Output, STRONG, WARNING, styled};
 use crate::place::Place;
 use crate::processes::{self, Process};
 use crate::units::{self, counted, percent, size};
 use crate::{Outcome, Verdict};
 
 /// Tells all about a heap in numbers: sizes, size classes, lanes, roots.
+///
+/// Exit code 1 if the heap is damaged.
 #[derive(Debug, Args)]
 pub(crate) struct Stat {
     #[command(flatten)]
@@ -36,6 +39,10 @@ struct StatReport {
     fragmentation: f64,
     slab_ends: u64,
     taken: u64,
+    /// How much is wrong with it, up to 1000; none where that cannot be told now.
+    findings: Option<usize>,
+    /// Why it cannot be told.
+    not_checked: Option<String>,
     created_ms: u64,
     unlinked: bool,
     lanes_max: u32,
@@ -78,8 +85,9 @@ struct Root {
 }
 
 impl Lane {
-    pub(crate) fn new(info: &LaneInfo) -> Self {
-        let process = Process::of(info.pid).filter(|_| info.alive);
+    /// What is known of a lane of the heap at `path`.
+    pub(crate) fn new(info: &LaneInfo, path: &Path) -> Self {
+        let process = Process::using(info.pid, path).filter(|_| info.alive);
         let state = match &process {
             _ if !info.alive => "dead",
             Some(process) if process.is_stopped() => "stopped",
@@ -112,6 +120,7 @@ impl StatReport {
         });
         let mut roots: Vec<Root> = heap.roots()?.into_iter().map(|root| describe(heap, root)).collect();
         roots.sort_by(|a, b| a.name.cmp(&b.name));
+        let findings = heap.findings();
         Ok(Self {
             name: place.text(),
             capacity: stats.capacity,
@@ -127,12 +136,14 @@ impl StatReport {
             fragmentation,
             slab_ends: stats.overhead,
             taken: stats.taken,
+            not_checked: findings.as_ref().err().map(|error| place.explain(error.clone()).text().to_owned()),
+            findings: findings.ok().map(|found| found.len()),
             created_ms: heap.created_ms(),
             unlinked: stats.unlinked,
             lanes_max: heap.lanes_max(),
             root_slots: heap.root_slots(),
             classes: classes.collect(),
-            lanes: heap.lanes()?.iter().map(Lane::new).collect(),
+            lanes: heap.lanes()?.iter().map(|lane| Lane::new(lane, &place.path())).collect(),
             roots,
             processes: processes::mapping(&place.path()),
         })
@@ -169,6 +180,14 @@ impl fmt::Display for StatReport {
         line(f, "memory taken", format!("{} ({} of the capacity)", size(self.taken), percent(self.taken, self.capacity)))?;
         line(f, "slab ends", size(self.slab_ends))?;
         line(f, "created", format!("{} ago", units::age(self.created_ms)))?;
+        match self.findings {
+            Some(0) => line(f, "state", styled(GOOD, "sound"))?,
+            None => line(f, "state", styled(WARNING, self.not_checked.as_deref().unwrap_or("not checked")))?,
+            Some(found) => {
+                let found = styled(BAD, format_args!("damaged: {}", counted(found as u64, "finding")));
+                line(f, "state", format!("{found}; shmheap validate {} lists them", self.name))?;
+            }
+        }
         if self.unlinked {
             writeln!(f, "{}", styled(WARNING, "its name was removed: nobody else can open it"))?;
         }
@@ -254,8 +273,8 @@ impl Stat {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         let place = &self.named.place;
         let heap = place.open_read_only()?;
-        let report = StatReport::new(place, &heap)?;
+        let report = StatReport::new(place, &heap).map_err(|error| place.explain(error))?;
         output.print(&report)?;
-        Ok(Verdict::Fine)
+        Ok(if report.findings.is_none_or(|found| found == 0) { Verdict::Fine } else { Verdict::Wrong })
     }
 }

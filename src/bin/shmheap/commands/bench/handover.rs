@@ -73,7 +73,8 @@ pub(super) struct Process {
 impl Process {
     pub(super) fn start(place: &Place) -> Result<Self, Failure> {
         let mut command = itself()?;
-        command.args(["__partner-of-bench", &place.text()]).arg(format!("--parent={}", std::process::id()));
+        command.arg("__partner-of-bench").arg(place.argument());
+        command.arg(format!("--parent={}", std::process::id()));
         // In a process group of its own: Ctrl-C is for the parent, which ends it.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|error| Failure::cannot(format!("cannot start a process: {error}")))?;

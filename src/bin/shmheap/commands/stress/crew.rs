@@ -62,7 +62,7 @@ impl<'a> Crew<'a> {
 
     fn start(&mut self, slot: usize) -> Result<Pid, Failure> {
         let mut command = itself()?;
-        command.args(["__worker-of-stress", &self.place.text(), self.ground.id()]);
+        command.arg("__worker-of-stress").arg(self.place.argument()).arg(self.ground.id());
         command.arg(format!("--slot={slot}")).arg(format!("--workers={}", self.pids.len()));
         command.arg(format!("--seed={}", self.random.next())).arg(format!("--parent={}", std::process::id()));
         if self.plain {

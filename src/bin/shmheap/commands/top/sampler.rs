@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use shmheap::{Activity, Change, Heap, Stats};
 
 use super::super::stat::Lane;
+use crate::place;
 
 /// Samples that a history keeps: more than any terminal has columns.
 const HISTORY_MAX: usize = 1000;
@@ -92,7 +93,8 @@ impl Look {
     fn at(heap: &Heap) -> shmheap::Result<Self> {
         let activity = heap.activity()?;
         let at = Instant::now();
-        let lanes = heap.lanes()?.iter().map(Lane::new).collect();
+        let path = place::path_of(heap);
+        let lanes = heap.lanes()?.iter().map(|lane| Lane::new(lane, &path)).collect();
         Ok(Self { at, stats: heap.stats()?, lanes, activity })
     }
 }
