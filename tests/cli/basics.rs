@@ -42,3 +42,11 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
     assert_eq!(run(&["create", "a name with blanks"]).code, 2);
     assert!(refused(2, &["create", "x", "--capacity", "much"]).contains("write bytes, or 64K"));
 }
+
+#[test]
+fn a_heap_that_lets_its_group_in_is_still_its_owners() {
+    let heap = Heap::unborn("group");
+    fine(&["create", heap.name(), "--mode", "660"]);
+    fine(&["put", heap.name(), "greeting", "hello"]);
+    fine(&["trim", heap.name()]);
+}

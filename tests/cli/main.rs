@@ -19,6 +19,7 @@ mod gc;
 mod harness;
 mod images;
 mod map;
+mod removal;
 mod shells;
 mod stage;
 mod stress;

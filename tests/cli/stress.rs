@@ -194,3 +194,8 @@ fn what_makes_no_sense_is_refused() {
     assert!(error.contains("is no heap"), "{error}");
     assert_eq!(fs::read(foreign.path()).expect("it is still there"), [7; 5000]);
 }
+
+#[test]
+fn a_heap_without_room_for_the_workers_is_a_matter_of_usage() {
+    assert!(run(&["stress", "--capacity", "256K"]).stderr.contains("1M is the least"));
+}

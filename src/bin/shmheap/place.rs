@@ -67,7 +67,7 @@ impl Place {
 
     /// Opens the heap for reading and writing.
     pub(crate) fn open(&self) -> Result<Heap, Failure> {
-        self.open_with(&Heap::options(), true)
+        self.open_with(&trusting(Heap::options(), false), true)
     }
 
     /// Opens the heap with these options.
@@ -176,9 +176,9 @@ pub(crate) fn path_of(heap: &Heap) -> PathBuf {
     if name.contains('/') { PathBuf::from(name) } else { Path::new("/dev/shm").join(name) }
 }
 
-/// Options that trust everybody, if asked to.
+/// Options that trust everybody, if asked to; else this user, and the group that the owner has let in.
 pub(crate) fn trusting(options: Options, any_owner: bool) -> Options {
-    if any_owner { options.trust(OwnerTrust::Anyone).mode(0o777) } else { options }
+    if any_owner { options.trust(OwnerTrust::Anyone).mode(0o777) } else { options.mode(0o660) }
 }
 
 /// The heaps there are.

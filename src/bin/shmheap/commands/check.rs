@@ -152,7 +152,8 @@ impl Repair {
 
 /// Sees to those who died while they used a heap.
 ///
-/// What they had begun is finished or undone, and their slabs go to whoever needs room next. Can be done while others use it.
+/// What they had begun is finished or undone, and their slabs go to whoever needs room next. Can be done while
+/// others use it.
 ///
 /// That also happens by itself, whenever somebody attaches or runs short of memory.
 #[derive(Debug, Args)]

@@ -13,8 +13,8 @@ use crate::{Outcome, Verdict, units};
 
 /// Creates an empty heap.
 ///
-/// Memory is taken only for what is used. With a --mode that lets others write, whoever changes the heap has to say
-/// --any-owner.
+/// Memory is taken only for what is used. Members of the owner's group that a --mode lets in, and everybody where it lets
+/// others write, have to say --any-owner to change the heap.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     #[command(flatten)]

@@ -14,7 +14,7 @@ use serde::Serialize;
 use shmheap::{Heap, SegmentInfo, SegmentKind};
 
 use crate::failure::{Failure, user_name};
-use crate::output::{DIM, Output, WARNING, styled};
+use crate::output::{DIM, Output, WARNING, shown, styled};
 use crate::place::{self, Place};
 use crate::units::{self, size};
 use crate::{Outcome, Verdict};
@@ -84,10 +84,10 @@ impl fmt::Display for Collected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verb = if self.dry_run { "would remove" } else { "removed" };
         for Leftover { name, why, taken, .. } in &self.removed {
-            writeln!(f, "{verb} {name} ({}): {why}", size(*taken))?;
+            writeln!(f, "{verb} {} ({}): {why}", shown(name), size(*taken))?;
         }
         for Kept { name, why } in &self.kept {
-            writeln!(f, "{}", styled(WARNING, format_args!("kept {name}: {why}")))?;
+            writeln!(f, "{}", styled(WARNING, format_args!("kept {}: {why}", shown(name))))?;
         }
         match (self.removed.len(), self.dry_run) {
             (0, _) => writeln!(f, "{}", styled(DIM, "nothing to remove")),
@@ -196,8 +196,11 @@ impl Gc {
             return Ok(true);
         }
         let name = &segment.name;
-        let is_the_same =
-            |now: SegmentInfo| now.kind == segment.kind && now.owner == segment.owner && now.attached == segment.attached;
+        // Somebody may have attached it since, or given its name to another one.
+        let is_the_same = |now: SegmentInfo| {
+            let identity = |info: &SegmentInfo| (info.device, info.inode, info.instance, info.owner);
+            identity(&now) == identity(segment) && now.kind == segment.kind && now.attached == segment.attached
+        };
         if !Heap::segment(name).is_ok_and(is_the_same) {
             return Ok(false);
         }

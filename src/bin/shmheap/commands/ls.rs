@@ -5,10 +5,10 @@ use std::fmt;
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 use serde::Serialize;
-use shmheap::{Heap, SegmentInfo, SegmentKind};
+use shmheap::{Error, Heap, SegmentInfo, SegmentKind};
 
 use crate::failure::{Failure, user_name};
-use crate::output::{self, DIM, Output, WARNING, styled};
+use crate::output::{self, DIM, Output, WARNING, shown, styled};
 use crate::place::{self, Place};
 use crate::{Outcome, Verdict, units};
 
@@ -16,8 +16,8 @@ use crate::{Outcome, Verdict, units};
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
     /// Only these
-    #[arg(value_name = "NAME", add = ArgValueCompleter::new(place::complete))]
-    names: Vec<String>,
+    #[arg(value_name = "NAME", value_parser = Place::parse, add = ArgValueCompleter::new(place::complete))]
+    places: Vec<Place>,
     /// Also segments that are no heaps
     #[arg(long, short)]
     all: bool,
@@ -26,8 +26,10 @@ pub(crate) struct Ls {
 #[derive(Debug, Serialize)]
 struct Listing {
     heaps: Vec<Row>,
-    #[serde(skip)]
-    hidden: usize,
+    /// Segments that are not listed because they are no heaps.
+    others: usize,
+    /// Segments that are not listed because they may not be read.
+    closed: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,7 +60,8 @@ struct Numbers {
 }
 
 impl Row {
-    fn new(segment: SegmentInfo) -> Self {
+    /// `None` if it has gone since it was listed.
+    fn new(segment: SegmentInfo) -> Option<Self> {
         let SegmentInfo { name, kind, owner, mode, len, taken, attached, .. } = segment;
         let (mut kind, mut note) = match kind {
             SegmentKind::Heap => ("heap", None),
@@ -71,22 +74,30 @@ impl Row {
         let numbers = match kind {
             "heap" => match Numbers::of(&name) {
                 Ok(numbers) => Some(numbers),
-                Err(failure) => {
-                    (kind, note) = ("broken", Some(failure));
+                Err(Error::NotFound { .. } | Error::Unlinked { .. }) => return None,
+                Err(error) => {
+                    // Only what is found in the heap is the heap's fault.
+                    let is_broken =
+                        matches!(error, Error::Corrupt(_) | Error::NotAHeap { .. } | Error::CapacityMismatch { .. });
+                    kind = if is_broken { "broken" } else { "not looked into" };
+                    note = Some(error.to_string());
                     None
                 }
             },
             _ => None,
         };
         let mode = format!("{mode:04o}");
-        Self { name, kind, note, capacity: len, taken, owner, owner_name: user_name(owner), mode, attached, numbers }
+        let owner_name = user_name(owner);
+        Some(Self { name, kind, note, capacity: len, taken, owner, owner_name, mode, attached, numbers })
     }
 }
 
 impl Numbers {
-    fn of(name: &str) -> Result<Self, String> {
-        let heap = Place::Segment(name.to_owned()).open_read_only().map_err(|failure| failure.text().to_owned())?;
-        let stats = heap.stats().map_err(|error| error.to_string())?;
+    fn of(name: &str) -> shmheap::Result<Self> {
+        let options = place::trusting(Heap::options(), true);
+        // A name with a slash is a file's path.
+        let heap = if name.contains('/') { options.open_file_read_only(name) } else { options.open_read_only(name) }?;
+        let stats = heap.stats()?;
         Ok(Self {
             used: stats.used,
             largest_free: stats.largest_free,
@@ -110,7 +121,7 @@ impl fmt::Display for Listing {
                 None => "?",
             };
             let capacity = units::size(row.capacity);
-            let mut cells = vec![row.name.clone(), capacity];
+            let mut cells = vec![shown(&row.name), capacity];
             match &row.numbers {
                 Some(numbers) => cells.extend([
                     units::size(numbers.used),
@@ -136,14 +147,15 @@ impl fmt::Display for Listing {
         }
         for row in self.heaps.iter().filter(|row| row.kind != "heap") {
             let note = row.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
-            writeln!(f, "{}", styled(WARNING, format_args!("{} ({}{note})", row.name, row.kind)))?;
+            writeln!(f, "{}", styled(WARNING, format_args!("{} ({}{note})", shown(&row.name), row.kind)))?;
         }
-        match self.hidden {
-            0 => Ok(()),
-            hidden => {
-                writeln!(f, "{}", styled(DIM, format_args!("{hidden} more that are no heaps; shmheap ls --all lists them")))
+        for (hidden, what) in [(self.others, "are no heaps"), (self.closed, "you may not read")] {
+            if hidden != 0 {
+                let text = format_args!("{hidden} more that {what}; shmheap ls --all lists them");
+                writeln!(f, "{}", styled(DIM, text))?;
             }
         }
+        Ok(())
     }
 }
 
@@ -154,19 +166,24 @@ fn lanes(alive: u32, dead: u32) -> String {
 impl Ls {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         let segments = self.segments()?;
-        let is_shown =
-            |segment: &SegmentInfo| self.all || !matches!(segment.kind, SegmentKind::Foreign | SegmentKind::Closed);
+        let is_shown = |segment: &SegmentInfo| {
+            self.all || !self.places.is_empty() || !matches!(segment.kind, SegmentKind::Foreign | SegmentKind::Closed)
+        };
         let (shown, hidden): (Vec<_>, Vec<_>) = segments.into_iter().partition(is_shown);
-        let heaps: Vec<Row> = shown.into_iter().map(Row::new).collect();
+        let heaps: Vec<Row> = shown.into_iter().filter_map(Row::new).collect();
         let has_broken = heaps.iter().any(|row| row.kind == "broken");
-        output.print(&Listing { heaps, hidden: hidden.len() })?;
+        let closed = hidden.iter().filter(|segment| segment.kind == SegmentKind::Closed).count();
+        output.print(&Listing { heaps, others: hidden.len() - closed, closed })?;
         Ok(if has_broken { Verdict::Wrong } else { Verdict::Fine })
     }
     fn segments(&self) -> Result<Vec<SegmentInfo>, Failure> {
-        if self.names.is_empty() {
+        if self.places.is_empty() {
             return Ok(Heap::segments()?);
         }
-        let look = |name: &String| Heap::segment(name).map_err(|error| Place::Segment(name.clone()).explain(error));
-        self.names.iter().map(look).collect()
+        let look = |place: &Place| match place {
+            Place::Segment(name) => Heap::segment(name).map_err(|error| place.explain(error)),
+            Place::File(path) => Heap::file_info(path).map_err(|error| place.explain(error)),
+        };
+        self.places.iter().map(look).collect()
     }
 }

@@ -1,17 +1,20 @@
 //! `rm`: removes heaps.
 
 use std::fmt;
-use std::os::unix::fs::FileTypeExt;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 use serde::Serialize;
-use shmheap::{Heap, SegmentKind};
+use shmheap::{Heap, SegmentInfo, SegmentKind};
 
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::place::{self, Place};
 use crate::{Outcome, Verdict, processes};
+
+/// How long those who only look at a heap, as `ls` does, are waited for.
+const LOOKERS_MAX: Duration = Duration::from_millis(500);
 
 /// Removes heaps.
 ///
@@ -60,34 +63,49 @@ impl Rm {
     }
 
     fn remove(&self, place: &Place) -> Result<(), Failure> {
+        let look = || match place {
+            Place::Segment(name) => Heap::segment(name).map_err(|error| place.explain(error)),
+            Place::File(path) => Heap::file_info(path).map_err(|error| place.explain(error)),
+        };
+        let found = look()?;
+        self.check_kind(place, &found.kind)?;
+        if !self.force {
+            self.check_unused(place, look)?;
+        }
+        // Another one may have been given the name while this one was looked at.
+        let identity = |info: &SegmentInfo| (info.device, info.inode, info.instance);
+        if identity(&look()?) != identity(&found) {
+            let text = format!("{} was made anew meanwhile", place.text());
+            return Err(Failure::cannot_but(text, format!("look at it again: shmheap ls {}", place.text())));
+        }
         match place {
-            Place::Segment(name) => {
-                let segment = Heap::segment(name).map_err(|error| place.explain(error))?;
-                self.check_kind(name, &segment.kind)?;
-                if segment.attached == Some(true) && !self.force {
-                    return Err(in_use(place));
-                }
-                Heap::unlink(name).map_err(|error| place.explain(error))
-            }
+            Place::Segment(name) => Heap::unlink(name).map_err(|error| place.explain(error)),
             Place::File(path) => {
-                let kind = std::fs::symlink_metadata(path)
-                    .map_err(|error| Failure::cannot(format!("{}: {error}", place.text())))?;
-                if !kind.is_file() || kind.file_type().is_fifo() {
-                    return Err(Failure::cannot(format!("{} is no file", place.text())));
-                }
-                // Whoever may open it learns whether it is a heap.
-                if !self.any_kind {
-                    drop(place.open_read_only()?);
-                }
-                if !processes::mapping(path).is_empty() && !self.force {
-                    return Err(in_use(place));
-                }
                 std::fs::remove_file(path).map_err(|error| Failure::cannot(format!("{}: {error}", place.text())))
             }
         }
     }
 
-    fn check_kind(&self, name: &str, kind: &SegmentKind) -> Result<(), Failure> {
+    /// Refuses what is in use; those who only take a look are waited for.
+    fn check_unused(&self, place: &Place, look: impl Fn() -> Result<SegmentInfo, Failure>) -> Result<(), Failure> {
+        let started = Instant::now();
+        loop {
+            match look()?.attached {
+                Some(false) => return Ok(()),
+                None if self.any_kind => return Ok(()),
+                Some(true) if started.elapsed() >= LOOKERS_MAX => return Err(in_use(place)),
+                Some(true) => std::thread::sleep(LOOKERS_MAX / 20),
+                None => {
+                    let text = format!("whether anybody uses {} cannot be told: it may not be read", place.text());
+                    let remedy = format!("if it is to go all the same: shmheap rm --force {}", place.text());
+                    return Err(Failure::cannot_but(text, remedy));
+                }
+            }
+        }
+    }
+
+    fn check_kind(&self, place: &Place, kind: &SegmentKind) -> Result<(), Failure> {
+        let name = place.text();
         let why = match kind {
             _ if self.any_kind => return Ok(()),
             SegmentKind::Heap => return Ok(()),

@@ -284,7 +284,8 @@ impl Put {
     /// Writes the value into a new block, makes the root lead to it, and frees the old one. Who reads meanwhile sees the one
     /// or the other. A death between the first two steps leaves a block that no root leads to; a new root has no such gap.
     ///
-    /// Returns the block, and whether it has replaced another one; `None` if a program has put its own block there meanwhile.
+    /// Returns the block, and whether it has replaced another one; `None` if a program has put its own block there
+    /// meanwhile.
     fn store(&self, heap: &Heap, value: &[u8]) -> shmheap::Result<Option<(Offset, bool)>> {
         let size = value.len().saturating_add(TRAILER);
         if heap.root(&self.root)?.is_none() {

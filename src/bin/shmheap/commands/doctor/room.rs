@@ -18,7 +18,8 @@ const FULL: f64 = 0.9;
 const NO_LIMIT: u64 = 1 << 60;
 
 const MOUNT: &str = "sudo mount -t tmpfs -o size=1G,mode=1777 tmpfs /dev/shm";
-const REMOUNT: &str = "sudo mount -o remount,size=2G /dev/shm";
+/// The least that is proposed as the size of /dev/shm.
+const LARGER_LEAST: u64 = 2 << 30;
 const KUBERNETES: &str = "in Kubernetes, mount at /dev/shm a volume with: emptyDir: {medium: Memory, sizeLimit: 1Gi}";
 
 pub(super) fn checks(system: &System) -> Vec<Finding> {
@@ -78,7 +79,9 @@ fn filled(space: Space, container: Option<&str>) -> Finding {
     let sentence =
         format!("{} of /dev/shm's {} are taken ({}), {} are left", size(used), size(all), percent(used, all), size(left));
     let larger = match container {
-        None => REMOUNT.to_owned(),
+        None => {
+            format!("sudo mount -o remount,size={}G /dev/shm", all.saturating_mul(2).max(LARGER_LEAST).div_ceil(1 << 30))
+        }
         Some(_) => format!("start the container with --shm-size=1g (docker, podman)\n{KUBERNETES}"),
     };
     let remedy = format!("shmheap gc --detached --dry-run tells what could go\n{larger}");

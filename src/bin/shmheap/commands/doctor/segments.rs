@@ -1,12 +1,15 @@
 //! What stands in /dev/shm: what takes the most room, what is broken, and what somebody left.
 
+use std::time::{Duration, Instant};
+
 use shmheap::{Heap, SegmentInfo, SegmentKind};
 
 use super::Finding;
 use super::system::System;
 use crate::failure::user_name;
+use crate::output::shown;
 use crate::place::Place;
-use crate::units::size;
+use crate::units::{counted, size};
 
 /// Segments that are named, of those that take the most.
 const LARGEST: usize = 5;
@@ -14,6 +17,9 @@ const LARGEST: usize = 5;
 const NAMES_MAX: usize = 5;
 /// Heaps that are looked into for the lanes of dead processes.
 const OPENED_MAX: usize = 1000;
+/// Heaps whose invariants are checked, and for how long in all.
+const CHECKED_MAX: u64 = 64;
+const CHECKING_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn checks(system: &System) -> Vec<Finding> {
     if !system.is_live() {
@@ -22,6 +28,7 @@ pub(super) fn checks(system: &System) -> Vec<Finding> {
     match Heap::segments() {
         Ok(segments) => {
             let mut findings = vec![largest(&segments), broken(&segments), temporary(&segments), detached(&segments)];
+            findings.push(damaged(&segments));
             findings.push(dead_lanes(&segments));
             findings.push(of_others(&segments, system.uid));
             findings
@@ -35,8 +42,8 @@ fn taken<'a>(segments: impl IntoIterator<Item = &'a SegmentInfo>) -> u64 {
 }
 
 /// Names in a row, the first of them.
-fn names<'a>(segments: &[&'a SegmentInfo]) -> String {
-    let named: Vec<&'a str> = segments.iter().take(NAMES_MAX).map(|segment| segment.name.as_str()).collect();
+fn names(segments: &[&SegmentInfo]) -> String {
+    let named: Vec<String> = segments.iter().take(NAMES_MAX).map(|segment| shown(&segment.name)).collect();
     match segments.len().saturating_sub(NAMES_MAX) {
         0 => named.join(", "),
         more => format!("{} and {more} more", named.join(", ")),
@@ -61,7 +68,7 @@ fn describe(segment: &SegmentInfo) -> String {
         Some(false) => "not attached",
         None => "not known whether attached",
     };
-    format!("{} of {} ({}, {attached})", segment.name, size(segment.taken), user_name(segment.owner))
+    format!("{} of {} ({}, {attached})", shown(&segment.name), size(segment.taken), user_name(segment.owner))
 }
 
 fn broken(segments: &[SegmentInfo]) -> Finding {
@@ -73,8 +80,8 @@ fn broken(segments: &[SegmentInfo]) -> Finding {
         [] => Finding::fine(CHECK, "no heap that cannot be opened"),
         heaps => {
             let sentence = format!(
-                "{} heaps that cannot be opened, of {}: {}",
-                heaps.len(),
+                "{} that cannot be opened, of {}: {}",
+                counted(heaps.len() as u64, "heap"),
                 size(taken(heaps.iter().copied())),
                 names(heaps)
             );
@@ -105,11 +112,41 @@ fn detached(segments: &[SegmentInfo]) -> Finding {
         [] => Finding::fine(CHECK, "every heap is attached by somebody"),
         heaps => {
             let room = size(taken(heaps.iter().copied()));
-            let sentence = format!("{} heaps that nobody has attached keep {room}: {}", heaps.len(), names(heaps));
+            let sentence =
+                format!("{} that nobody has attached keep {room}: {}", counted(heaps.len() as u64, "heap"), names(heaps));
             Finding::note(CHECK, sentence).remedy("shmheap gc --detached --dry-run tells which of them could go")
         }
     }
     .numbers(numbers)
+}
+
+/// Heaps that can be opened, but are damaged within. Each is checked without its lock.
+fn damaged(segments: &[SegmentInfo]) -> Finding {
+    const CHECK: &str = "damaged";
+    let started = Instant::now();
+    let heaps = segments.iter().filter(|segment| segment.kind == SegmentKind::Heap);
+    let (mut checked, mut left_out, mut found) = (0u64, 0u64, Vec::new());
+    for segment in heaps {
+        if checked >= CHECKED_MAX || started.elapsed() > CHECKING_MAX {
+            left_out += 1;
+            continue;
+        }
+        let Ok(heap) = Place::Segment(segment.name.clone()).open_read_only() else { continue };
+        checked += 1;
+        if heap.findings().is_ok_and(|findings| !findings.is_empty()) {
+            found.push(segment);
+        }
+    }
+    let rest = if left_out == 0 { String::new() } else { format!("; {} not looked into", counted(left_out, "more heap")) };
+    match found.as_slice() {
+        [] => Finding::fine(CHECK, format!("{} sound{rest}", counted(checked, "heap"))),
+        heaps => {
+            let repair = heaps.iter().take(NAMES_MAX).map(|heap| format!("shmheap repair {} --dry-run", heap.name));
+            let sentence = format!("damaged, and still in use by whoever does not know: {}{rest}", names(heaps));
+            Finding::problem(CHECK, sentence).remedy(repair.collect::<Vec<_>>().join("\n"))
+        }
+    }
+    .numbers([("checked", checked), ("damaged", found.len() as u64), ("left_out", left_out)])
 }
 
 fn dead_lanes(segments: &[SegmentInfo]) -> Finding {
@@ -146,7 +183,12 @@ fn of_others(segments: &[SegmentInfo], uid: u32) -> Finding {
     match found.as_slice() {
         [] => Finding::fine(CHECK, "all segments belong to this user"),
         segments => {
-            let sentence = format!("{} segments of other users take {}: {}", segments.len(), size(room), names(segments));
+            let sentence = format!(
+                "{} of other users take {}: {}",
+                counted(segments.len() as u64, "segment"),
+                size(room),
+                names(segments)
+            );
             Finding::note(CHECK, sentence).remedy("sudo shmheap gc --other-users --dry-run tells which of them could go")
         }
     }

@@ -39,7 +39,8 @@ fn remove_ipc(system: &System) -> Finding {
     Finding::warning(CHECK, found).remedy(format!("sudo loginctl enable-linger {user}\n{TURN_OFF}"))
 }
 
-const TURN_OFF: &str = "printf '[Login]\\nRemoveIPC=no\\n' | sudo tee /etc/systemd/logind.conf.d/heaps.conf; \
+const TURN_OFF: &str = "sudo mkdir -p /etc/systemd/logind.conf.d; \
+                        printf '[Login]\\nRemoveIPC=no\\n' | sudo tee /etc/systemd/logind.conf.d/heaps.conf; \
                         sudo systemctl restart systemd-logind";
 
 /// Whether logind removes segments at logout, and which file says so. Of files of one name the first folder's counts;

@@ -35,6 +35,8 @@ use ground::{Counter, Ground, HeldUp};
 use random::Random;
 use report::{End, Report, Times};
 
+/// The smallest heap in which there is room for blocks of all the sizes that workers want.
+const CAPACITY_LEAST: u64 = 1 << 20;
 /// How often the heap is validated while workers are at work.
 const VALIDATE_EVERY: Duration = Duration::from_millis(250);
 /// How often somebody at a terminal is told how far it has come.
@@ -113,6 +115,9 @@ impl Stress {
         let flag = Arc::clone(&interrupted);
         ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).map_err(Failure::cannot)?;
 
+        if self.capacity < CAPACITY_LEAST {
+            return Err(Failure::usage("there is no room for the workers' blocks", "--capacity 1M is the least"));
+        }
         let place = self.place.clone().unwrap_or_else(|| Place::Segment(own_name("stress")));
         let (heap, own) = self.heap(&place)?;
         let _temporary = Temporary(Some(place.clone()).filter(|_| own && !self.keep));
@@ -283,9 +288,9 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A name that nobody else in this PID namespace uses now.
+/// A name that nobody else uses: a process of another container may have the same pid.
 pub(crate) fn own_name(what: &str) -> String {
-    format!("shmheap-{what}-{}", std::process::id())
+    format!("shmheap-{what}-{}-{:08x}", std::process::id(), random_seed() as u32)
 }
 
 fn random_seed() -> u64 {
