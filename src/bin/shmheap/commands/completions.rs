@@ -1,9 +1,11 @@
 //! `completions` and `man`: what shells and `man` want to know of the program.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, ValueHint};
 use clap_complete::env::Shells;
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -39,15 +41,24 @@ pub(crate) struct Man {
     folder: PathBuf,
 }
 
+#[derive(Debug, Serialize)]
+struct Written {
+    folder: PathBuf,
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let folder = self.folder.display();
+        writeln!(f, "wrote the pages to {folder}; look at them with: man -l {folder}/shmheap.1")
+    }
+}
+
 impl Man {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         let written =
             std::fs::create_dir_all(&self.folder).and_then(|()| clap_mangen::generate_to(Cli::command(), &self.folder));
         written.map_err(|error| Failure::cannot(format!("{}: {error}", self.folder.display())))?;
-        if !output.is_json() {
-            output
-                .line(&format!("wrote the pages to {0}; look at them with: man -l {0}/shmheap.1", self.folder.display()))?;
-        }
+        output.print(&Written { folder: self.folder })?;
         Ok(Verdict::Fine)
     }
 }
