@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::unistd::geteuid;
 
 use crate::harness::{Heap, fine, holder, program, refused, run};
+use crate::stage::Stage;
 
 #[test]
 fn a_heap_in_a_file_is_not_removed_while_somebody_has_it_attached() {
@@ -73,4 +74,11 @@ fn a_remedy_for_what_cannot_be_opened_works_as_it_stands() {
         assert!(error.contains(&format!("shmheap rm --any-kind {}", heap.name())), "{command}: {error}");
     }
     fine(&["rm", "--any-kind", heap.name()]);
+}
+
+#[test]
+fn a_system_without_dev_shm_is_told_so() {
+    let Some(mut stage) = Stage::new("a_system_without_dev_shm_is_told_so", "1M") else { return };
+    let ended = stage.run("mount -t tmpfs tmpfs /dev && shmheap create orders");
+    assert!(ended.code == 3 && ended.text.contains("there is no /dev/shm"), "{ended:?}");
 }

@@ -47,6 +47,7 @@ fn text_and_files_are_put_and_written() {
     assert_eq!(fine(&["get", heap.name(), "text"]), "as an argument");
     assert_eq!(std::fs::read_to_string(&target).expect("it was written"), "from a file");
     assert_eq!(json(&["get", heap.name(), "text"])["text"], "as an argument");
+    assert_eq!(json(&["roots", heap.name()])["roots"][0]["begins_with"], "from a file");
     let listed = fine(&["roots", heap.name()]);
     assert!(listed.contains("from a file\n") && listed.contains("2 roots"), "{listed}");
     assert!(refused(3, &["put", heap.name(), "text", "again", "--new"]).contains("already"));

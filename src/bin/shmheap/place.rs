@@ -85,6 +85,10 @@ impl Place {
     pub(crate) fn explain(&self, error: Error) -> Failure {
         let name = self.text();
         match (self, &error) {
+            (Self::Segment(_), Error::NotFound { .. }) if !Path::new("/dev/shm").exists() => Failure::cannot_but(
+                "there is no /dev/shm, in which heaps have their names",
+                "sudo mkdir -p /dev/shm; sudo mount -t tmpfs tmpfs /dev/shm",
+            ),
             (Self::Segment(asked), Error::NotFound { .. }) => Failure::cannot_but(
                 format!("there is no heap named {name:?}"),
                 match near(asked).as_slice() {

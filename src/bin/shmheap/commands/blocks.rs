@@ -167,8 +167,8 @@ struct Root {
     block: Option<u64>,
     size: Option<u64>,
     state: &'static str,
-    /// How the block begins.
-    #[serde(skip)]
+    /// How the block begins, with escapes.
+    #[serde(rename = "begins_with")]
     start: String,
 }
 
