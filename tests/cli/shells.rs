@@ -64,6 +64,27 @@ fn roots_complete_from_the_heap_that_is_named_before() {
     assert!(String::from_utf8_lossy(&completed.stdout).starts_with("greeting"), "{completed:?}");
 }
 
+#[test]
+fn who_prints_line_after_line_ends_when_nobody_reads_any_more() {
+    let heap = Heap::new("unread");
+    let mut child = program()
+        .args(["watch", heap.name(), "--interval", "10ms"])
+        .stdout(closed_pipe())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the program can be started");
+    let started = std::time::Instant::now();
+    let ended = loop {
+        match child.try_wait().expect("it is ours") {
+            Some(status) => break Some(status),
+            None if started.elapsed() > crate::common::PATIENCE => break None,
+            None => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    };
+    let _ = child.kill();
+    assert_eq!(ended.and_then(|status| status.code()), Some(0), "it goes on and on");
+}
+
 /// The end of a pipe from which nobody reads.
 fn closed_pipe() -> std::process::Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");

@@ -18,7 +18,7 @@ pub(crate) enum Failure {
     Cannot { text: String, remedy: Option<String> },
     /// What was looked at is broken. Exit code 1.
     Wrong { text: String, remedy: Option<String> },
-    /// Whoever started it has asked it to stop. Exit code 0.
+    /// Whoever started it has asked it to stop, or does not read any more what it prints. Exit code 0.
     Interrupted,
 }
 
@@ -163,9 +163,25 @@ impl From<Error> for Failure {
             Error::System { errno, .. } if *errno == nix::errno::Errno::EROFS as i32 => {
                 Self::cannot_but(&error, "the file system is read-only: sudo mount -o remount,rw /dev/shm")
             }
-            Error::CorruptImage { .. } | Error::NotAnImage { .. } | Error::Unclean { .. } | Error::Shrunk { .. } => {
-                Self::Wrong { text: error.to_string(), remedy: None }
-            }
+            Error::Unclean { name, corruption } => Self::wrong(
+                format!(
+                    "{name:?} was in use when the machine stopped, and what reached the disk does not fit together ({corruption})"
+                ),
+                "load the last image (shmheap load), or see what can be mended: shmheap repair NAME --dry-run",
+            ),
+            Error::Shrunk { name, expected, actual } => Self::wrong(
+                format!("{name:?} was truncated: {expected} bytes expected, {actual} found"),
+                "load the last image under another name (shmheap load), and remove this one: shmheap rm --any-kind NAME",
+            ),
+            Error::OutOfMemory { requested, free, largest_free, .. } => Self::cannot_but(
+                format!("{requested} bytes wanted, {free} free in all, {largest_free} in one piece"),
+                "shmheap blocks NAME --sort size lists what takes the room; shmheap create --capacity makes a larger heap",
+            ),
+            Error::TooLarge { requested, max } => Self::cannot_but(
+                format!("{requested} bytes wanted, but no block of this heap can have more than {max}"),
+                "shmheap create --capacity makes a larger heap",
+            ),
+            Error::CorruptImage { .. } | Error::NotAnImage { .. } => Self::Wrong { text: error.to_string(), remedy: None },
             Error::BadName { .. }
             | Error::BadCapacity { .. }
             | Error::BadOption { .. }

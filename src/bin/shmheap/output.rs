@@ -39,12 +39,17 @@ impl Output {
         !self.json && std::io::stderr().is_terminal()
     }
 
-    /// Prints a report, whole.
+    /// Prints a report, whole. Where nobody reads it, what was found is still to be told by the exit code.
     pub(crate) fn print(self, report: &impl Report) -> Result<(), Failure> {
-        if self.json {
-            return self.line(&serde_json::to_string_pretty(report).map_err(Failure::cannot)?);
+        let printed = if self.json {
+            self.line(&serde_json::to_string_pretty(report).map_err(Failure::cannot)?)
+        } else {
+            self.text(format_args!("{report}"))
+        };
+        match printed {
+            Err(Failure::Interrupted) => Ok(()),
+            printed => printed,
         }
-        self.text(format_args!("{report}"))
     }
 
     /// Prints a report on one line: for commands that print one after the other.
@@ -73,12 +78,12 @@ impl Output {
     }
 }
 
-/// Where nobody reads any more nothing has to be said; what was found, the exit code still tells.
+/// Where nobody reads any more, who prints one line after the other is to end.
 fn unless_gone(written: std::io::Result<()>) -> Result<(), Failure> {
-    match written {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.map_err(|error| Failure::cannot(format!("cannot write to standard output: {error}"))),
-    }
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::Interrupted,
+        _ => Failure::cannot(format!("cannot write to standard output: {error}")),
+    })
 }
 
 /// A table without lines around its cells. Columns whose heads begin with `>` are aligned to the right.
