@@ -1,23 +1,23 @@
 //! Bins: what a lane keeps in private memory, one for each size class.
 //!
-//! A bin works on one word of one slab at a time, and holds a private copy of that word's free bits. Allocating takes the
-//! lowest bit of the copy and clears it in the region: the choice does not wait for the shared word.
+//! Blocks are allocated from the bin's hand ([`Hand`]), and those that are freed go back there. When it is empty, it is dealt
+//! the free blocks of a word, one word of one slab at a time. So what to allocate is chosen from private memory, and does
+//! not wait for a shared word.
 //!
-//! B1. A bit that is set in the copy is set in the region's free word too, or its block was freed twice. Blocks that are
-//!     freed into the word meanwhile are seen when it is taken again, but for the one that was allocated last.
+//! B1. A bit that is set in the copy is set in the region's free word too, or its block was freed twice; its block is in no
+//!     hand. Blocks that are freed into the word meanwhile are in the hand, or are seen when the word is taken again.
 //! B2. Every slab of the lane has notes ([`Notes`]) and is the bin's current one, or stands in its list of room or of full
-//!     slabs; those that are kept ([`Kept`]) have none. A slab with a free bit set is not listed as full.
+//!     slabs; those that are kept ([`Kept`]) have none. A slab with a free bit set that is in no hand is not listed as full.
 //! B3. Slabs that have room again wait first in, first out, so that they gather more room before they are used.
-//! B4. What the lane's counters do not tell yet is in the bins: less than [`LOT`] + 64 blocks of a class. It is told when a
-//!     word has been used up, and before a block goes back into its word when there are `LOT` of them.
-//! B5. A slab has fewer than 2^16 words: the smallest blocks have slabs of at most 2 MiB (the header's `slab_bytes_min`
+//! B4. A slab has fewer than 2^16 words: the smallest blocks have slabs of at most 2 MiB (the header's `slab_bytes_min`
 //!     is at most 1 MiB), thus 2048 words.
 //!
 //! All of it can be lost: a lane whose thread dies leaves slabs whose bits say everything.
 
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::hand::Hand;
 use super::kept::Kept;
 use super::notes::{Ends, Kind, Notes};
 use super::size_class::CLASS_SLOTS;
@@ -25,6 +25,7 @@ use super::slab::{BlockBit, Slab};
 use super::{Class, Classes};
 use crate::error::{Corruption, Error};
 use crate::format::{ClassIndex, LaneId, Tables, superblock};
+use crate::region::{Offset, Spot};
 
 /// Small, unlike the library's own `Result`: most of these calls are on paths that allocate or free blocks.
 type Result<T, E = Corruption> = std::result::Result<T, E>;
@@ -32,9 +33,6 @@ type Result<T, E = Corruption> = std::result::Result<T, E>;
 /// How many full slabs are looked through, at most, for blocks that others have freed, each time that a bin runs dry. If
 /// one in eight has some, memory grows by no more than an eighth for not looking further.
 const SCAN_MAX: u32 = 8;
-
-/// With so many blocks that are not counted, the one that was allocated last is not freed on the shortest way.
-const LOT: u16 = 128;
 
 /// What became of a slab one of whose blocks was freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,33 +46,34 @@ pub(crate) enum Freed {
 /// What [`Bins::free_hot`] did.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Hot {
-    /// Nothing: the block is no allocated one of this lane's slabs, or its slab is listed as full, or [`LOT`] blocks are to
-    /// be counted first.
+    /// Nothing: the block is no allocated one of this lane's slabs, or its slab is listed as full.
     NotHere,
     /// Freed it.
     Freed,
-    /// Freed it, and with it the whole of its word: [`Bins::settle`] is to be called for it.
+    /// Freed it, and with it the whole of its word, not in the current slab: [`Bins::settle`] is to be called for it.
     Unsettled,
 }
 
-/// What a lane keeps for one class; what allocating needs comes first, and all of it fits into a cache line.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
+/// What a lane keeps for one class.
+#[derive(Debug)]
+#[repr(C)]
 pub(super) struct Bin {
+    pub(super) hand: Hand,
+    /// The lane's counter of blocks of this class.
+    counter: Spot<AtomicU32>,
+    /// Link of the current slab; 0 = none.
+    pub(super) current: Cell<u32>,
+    /// The word of it that is being worked on.
+    word: Cell<u16>,
     /// Free blocks of the current word that are not taken yet.
     pub(super) copy: Cell<u64>,
-    /// Number of the current pair of words among all of the region's.
+    /// The current free word, and the number of its pair among all of the region's.
+    free: Cell<Spot<AtomicU64>>,
     pair: Cell<u64>,
     /// Where the first block of the current word starts.
     base: Cell<u64>,
     /// Bytes per block.
     size: Cell<u64>,
-    /// Link of the current slab; 0 = none.
-    pub(super) current: Cell<u32>,
-    /// The word of it that is being worked on.
-    word: Cell<u16>,
-    /// Blocks that were taken and are not counted yet (B4).
-    uncounted: Cell<u16>,
     pub(super) room: Ends,
     pub(super) full: Ends,
     pub(super) full_count: Cell<u32>,
@@ -82,20 +81,44 @@ pub(super) struct Bin {
     pub(super) to_scan: Cell<u32>,
 }
 
-const _: () = assert!(size_of::<Bin>() == 64, "a bin is a cache line");
+const _: () = assert!(!size_of::<Bin>().is_multiple_of(512), "the same places of bins fall into different sets of a cache");
 
-/// The block that a lane has allocated last: it is often the next that is freed. All zero for none.
-#[derive(Debug, Default)]
-pub(super) struct Last {
-    pub(super) block: Cell<u64>,
-    bit: Cell<u64>,
-    class: Cell<ClassIndex>,
+impl Bin {
+    /// An empty bin. Any word will do as the current one.
+    fn new(counter: Spot<AtomicU32>, anywhere: Spot<AtomicU64>) -> Self {
+        Self {
+            hand: Hand::new(anywhere),
+            counter,
+            free: Cell::new(anywhere),
+            current: Cell::default(),
+            word: Cell::default(),
+            copy: Cell::default(),
+            pair: Cell::default(),
+            base: Cell::default(),
+            size: Cell::default(),
+            room: Ends::default(),
+            full: Ends::default(),
+            full_count: Cell::default(),
+            to_scan: Cell::default(),
+        }
+    }
+
+    /// Takes the lowest block of the current word: where it is, its free word, and which bit of it.
+    #[inline]
+    fn draw<'r>(&self, tables: &'r Tables) -> Option<(Offset, &'r AtomicU64, u64)> {
+        let copy = self.copy.get();
+        if copy == 0 {
+            return None;
+        }
+        let bit = u64::from(copy.trailing_zeros());
+        self.copy.set(copy & (copy - 1));
+        Some((Offset::new(self.base.get() + bit * self.size.get())?, tables.region.at(self.free.get()), bit))
+    }
 }
 
 /// A lane's bins.
 #[derive(Debug)]
 pub(crate) struct Bins {
-    pub(super) last: Last,
     pub(super) notes: Notes,
     lane: LaneId,
     /// Value of the PRESSURE word when the lane last gave back what it keeps.
@@ -107,16 +130,15 @@ pub(crate) struct Bins {
 impl Bins {
     /// Empty bins for `lane`.
     pub(crate) fn new(tables: &Tables, lane: LaneId) -> Result<Self, Error> {
+        let record = tables.lane(lane).ok_or_else(|| Corruption::new("the heap has no such lane", superblock::LEN))?;
+        let region = &tables.region;
+        let anywhere = region.spot(tables.superblock(superblock::PRESSURE));
+        let counter = |class: u8| region.spot(record.allocated_ever(ClassIndex(class)));
         // One after the other: as a whole they would be built on the stack, and copied several times.
-        let bins: Vec<Bin> = (0..CLASS_SLOTS).map(|_| Bin::default()).collect();
-        Ok(Self {
-            last: Last::default(),
-            notes: Notes::new(tables)?,
-            lane,
-            pressure: Cell::new(tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed)),
-            bins: bins.try_into().unwrap_or_else(|_| Box::new(std::array::from_fn(|_| Bin::default()))),
-            kept: Kept::default(),
-        })
+        let bins: Vec<Bin> = (0..CLASS_SLOTS as u8).map(|class| Bin::new(counter(class), anywhere)).collect();
+        let bins = bins.try_into().map_err(|_| Corruption::new("bins without a number", superblock::LEN))?;
+        let pressure = Cell::new(tables.superblock(superblock::PRESSURE).load(Ordering::Relaxed));
+        Ok(Self { notes: Notes::new(tables)?, lane, pressure, bins, kept: Kept::default() })
     }
 
     /// Whose bins they are.
@@ -132,52 +154,28 @@ impl Bins {
         self.bins.get(usize::from(class.0) % CLASS_SLOTS).unwrap_or(first)
     }
 
-    /// Allocates a block from the current word; `None` if that has none left. `before_commit` is called with the
-    /// block's offset before its bit changes.
+    /// Allocates a block of those in hand, or else of the current word; `None` if there are none. `before_commit` is called
+    /// with the block's offset before its bit changes.
     #[inline]
-    pub(crate) fn take(&self, tables: &Tables, class: ClassIndex, before_commit: impl FnOnce(u64)) -> Option<u64> {
+    pub(crate) fn take(&self, tables: &Tables, class: ClassIndex, before_commit: impl FnOnce(u64)) -> Option<Offset> {
         let bin = self.bin(class);
-        let copy = bin.copy.get();
-        if copy == 0 {
-            return None;
-        }
-        let [free, _] = tables.region.item::<2>(bin.pair.get())?;
-        let index = copy.trailing_zeros();
-        let bit = 1u64 << index;
-        let block = bin.base.get() + u64::from(index) * bin.size.get();
-        bin.copy.set(copy ^ bit);
-        bin.uncounted.set(bin.uncounted.get() + 1);
-        self.last.block.set(block);
-        self.last.bit.set(bit);
-        self.last.class.set(class);
-        before_commit(block);
-        free.store(free.load(Ordering::Relaxed) & !bit, Ordering::Release); // COMMIT
+        let (block, free, bit) = match bin.hand.take(&tables.region) {
+            Some(taken) => taken,
+            None => bin.draw(tables)?,
+        };
+        before_commit(block.get());
+        free.store(free.load(Ordering::Relaxed) & !(1 << (bit % 64)), Ordering::Release); // COMMIT
+        let counter = tables.region.at(bin.counter);
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         Some(block)
     }
 
-    /// True if the current word has a block left, or another one could be found among what the lane has already.
+    /// True if [`Self::take`] finds a block, after looking for one among what the lane has already.
     #[inline]
     pub(crate) fn has_any(&self, tables: &Tables, class: ClassIndex, info: &Class) -> Result<bool> {
-        if self.bin(class).copy.get() != 0 {
-            return Ok(true);
-        }
-        self.count_taken(tables, class);
-        Ok(self.advance(tables, class, info) || self.refill(tables, class, info)?)
-    }
-
-    /// Brings all of the lane's counters up to date.
-    pub(crate) fn count_all(&self, tables: &Tables, classes: &Classes) {
-        classes.indices().for_each(|class| self.count_taken(tables, class));
-    }
-
-    /// Adds the blocks of this class that were taken to the lane's counter.
-    pub(super) fn count_taken(&self, tables: &Tables, class: ClassIndex) {
-        let uncounted = self.bin(class).uncounted.replace(0);
-        if uncounted != 0
-            && let Some(record) = tables.lane(self.lane)
-        {
-            record.count_allocated(class, u32::from(uncounted));
-        }
+        let bin = self.bin(class);
+        let has_any = !bin.hand.is_empty() || bin.copy.get() != 0;
+        Ok(has_any || self.advance(tables, class, info) || self.refill(tables, class, info)?)
     }
 
     /// Goes on to the current slab's next word, in the common case: it has free blocks, and none that others have freed.
@@ -188,16 +186,16 @@ impl Bins {
         if bin.current.get() == 0 || word > info.last_word {
             return false;
         }
-        let Some([free, remote]) = tables.region.item::<2>(pair) else { return false };
+        let Some([free, remote]) = tables.region.pair(pair) else { return false };
         let copy = free.load(Ordering::Acquire) & info.mask(word);
         if copy == 0 || remote.load(Ordering::Acquire) != 0 {
             return false;
         }
-        self.last.block.set(0);
         bin.copy.set(copy);
+        bin.free.set(tables.region.spot(free));
         bin.pair.set(pair);
         bin.base.set(bin.base.get() + 64 * bin.size.get());
-        bin.word.set(word as u16); // B5
+        bin.word.set(word as u16); // B4
         true
     }
 
@@ -282,20 +280,20 @@ impl Bins {
         let first_pair = slab.first_pair(tables);
         for word in from..slab.info.words() {
             let pair = first_pair + u64::from(word);
-            let Some([free, remote]) = tables.region.item::<2>(pair) else { return false };
-            let mut free = free.load(Ordering::Acquire);
+            let Some([free_word, remote]) = tables.region.pair(pair) else { return false };
+            let mut free = free_word.load(Ordering::Acquire);
             if remote.load(Ordering::Acquire) != 0 {
                 free = slab.merge(tables, word);
             }
             let free = free & slab.info.mask(word);
             if free != 0 {
-                self.last.block.set(0);
                 bin.copy.set(free);
+                bin.free.set(tables.region.spot(free_word));
                 bin.pair.set(pair);
                 bin.base.set(slab.block_at(tables, word * 64));
                 bin.size.set(u64::from(slab.info.size));
                 bin.current.set(slab.head.link());
-                bin.word.set(word as u16); // B5
+                bin.word.set(word as u16); // B4
                 return true;
             }
         }
@@ -307,7 +305,6 @@ impl Bins {
         let bin = self.bin(slab.class);
         bin.copy.set(0);
         bin.current.set(0);
-        self.last.block.set(0);
         if !(slab.is_wholly_free(tables) && self.keep(tables, slab)) {
             self.enlist(tables, slab);
         }
@@ -317,9 +314,15 @@ impl Bins {
     fn keep(&self, tables: &Tables, slab: &Slab<'_>) -> bool {
         let is_kept = self.kept.keep_slab(tables, slab);
         if is_kept {
-            self.notes.remove(slab);
+            self.forget(tables, slab);
         }
         is_kept
+    }
+
+    /// Forgets a slab that stands in no list.
+    fn forget(&self, tables: &Tables, slab: &Slab<'_>) {
+        self.bin(slab.class).hand.discard(tables.page_start(slab.head), slab.info.bytes());
+        self.notes.remove(slab);
     }
 
     /// Looks through some full slabs for blocks that others have freed, if a hint says that there are any.
@@ -361,38 +364,23 @@ impl Bins {
     /// Frees a block of a slab of this lane, on the shortest way that there is: no error is made here. `NotHere` says that
     /// nothing was done, and that the caller has to find out why.
     #[inline]
-    pub(crate) fn free_hot(&self, tables: &Tables, offset: u64) -> Hot {
-        if offset == self.last.block.get() {
-            return self.free_last(tables);
-        }
-        let Some(found) = self.notes.find(tables, offset) else { return Hot::NotHere };
-        let Some([free, remote]) = tables.region.item::<2>(found.pair) else { return Hot::NotHere };
-        let bit = 1u64 << (found.index % 64);
+    pub(crate) fn free_hot(&self, tables: &Tables, block: Offset) -> Hot {
+        let Some(found) = self.notes.find(tables, block.get()) else { return Hot::NotHere };
+        let Some([free, remote]) = tables.region.pair(found.pair) else { return Hot::NotHere };
+        let bit = found.index % 64;
         let before = free.load(Ordering::Relaxed);
-        if (before | remote.load(Ordering::Relaxed)) & bit != 0 {
+        // Rotated, and not by a mask: that would be one more value to hold for the store below, which is a bit instruction.
+        if (before | remote.load(Ordering::Relaxed)).rotate_right(bit as u32) & 1 != 0 {
             return Hot::NotHere;
         }
+        let after = before | 1 << bit;
         // ORDERING O1: as in `Slab::try_free_own`.
-        free.store(before | bit, Ordering::Release); // COMMIT
-        if before | bit == u64::MAX { Hot::Unsettled } else { Hot::Freed }
-    }
-
-    /// Frees the block that was allocated last, and puts it back into its word's copy, so that it is the next one too.
-    #[inline]
-    fn free_last(&self, tables: &Tables) -> Hot {
-        let bin = self.bin(self.last.class.get());
-        let bit = self.last.bit.get();
-        if bin.uncounted.get() >= LOT {
-            return Hot::NotHere;
+        free.store(after, Ordering::Release); // COMMIT
+        let bin = self.bin(found.class);
+        if after == u64::MAX && bin.current.get() != found.link() {
+            return Hot::Unsettled;
         }
-        let Some([free, remote]) = tables.region.item::<2>(bin.pair.get()) else { return Hot::NotHere };
-        let before = free.load(Ordering::Relaxed);
-        if (before | remote.load(Ordering::Relaxed)) & bit != 0 {
-            return Hot::NotHere;
-        }
-        // ORDERING O1: as in `Slab::try_free_own`.
-        free.store(before | bit, Ordering::Release); // COMMIT
-        bin.copy.set(bin.copy.get() | bit);
+        bin.hand.add(&tables.region, block, free, found.index);
         Hot::Freed
     }
 
@@ -404,10 +392,9 @@ impl Bins {
         slab.is_allocated(tables, bit).then_some((slab, bit))
     }
 
-    /// Does what stands in the way of [`Self::free_hot`]: counts blocks of the class that was allocated last, and opens the
-    /// slab around `offset`, if it is this lane's and listed as full.
+    /// Does what stands in the way of [`Self::free_hot`]: opens the slab around `offset`, if it is this lane's and listed
+    /// as full.
     pub(crate) fn open(&self, tables: &Tables, classes: &Classes, offset: u64) {
-        self.count_taken(tables, self.last.class.get());
         let Some((head, class, Kind::Full)) = self.notes.slab_around(tables, offset) else { return };
         let (Some(info), Some(head)) = (classes.get(class), tables.page(head)) else { return };
         self.has_room_again(&Slab { head, class, info, lane: self.lane() });
@@ -455,7 +442,7 @@ impl Bins {
         if self.keep(tables, slab) {
             return Freed::Kept;
         }
-        self.notes.remove(slab);
+        self.forget(tables, slab);
         Freed::Emptied
     }
 

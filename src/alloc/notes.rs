@@ -52,6 +52,17 @@ pub(crate) struct Found {
     pub(crate) index: u64,
     /// The number of its pair of words.
     pub(crate) pair: u64,
+    /// Its slab's class.
+    pub(crate) class: ClassIndex,
+    about: u64,
+}
+
+impl Found {
+    /// The link of its slab.
+    #[inline]
+    pub(crate) fn link(&self) -> u32 {
+        head_of(self.about).wrapping_add(1)
+    }
 }
 
 /// A lane's notes.
@@ -88,9 +99,15 @@ impl Notes {
     pub(crate) fn find(&self, tables: &Tables, offset: u64) -> Option<Found> {
         let [start, inverse, first_pair, open, about, ..] =
             self.lines.get((offset >> tables.geometry.page_shift) as usize)?;
+        let about = about.get();
         let product = offset.wrapping_sub(start.get()).wrapping_mul(inverse.get());
-        let index = product.rotate_right(about.get() as u32);
-        (index < open.get()).then(|| Found { index, pair: first_pair.get().wrapping_add(index / 64) })
+        let index = product.rotate_right(about as u32);
+        (index < open.get()).then(|| Found {
+            index,
+            pair: first_pair.get().wrapping_add(index / 64),
+            class: class_of(about),
+            about,
+        })
     }
 
     /// The first page of the lane's slab in which `offset` lies, its class, and where it stands. `None` for other places.

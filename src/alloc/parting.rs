@@ -60,8 +60,7 @@ impl Bins {
     ) -> Result<()> {
         let bin = self.bin(class);
         let Some(info) = classes.get(class) else { return Ok(()) };
-        self.count_taken(tables, class);
-        self.last.block.set(0);
+        bin.hand.clear();
         bin.copy.set(0);
         bin.to_scan.set(0);
         bin.full_count.set(0);

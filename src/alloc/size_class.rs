@@ -93,6 +93,11 @@ impl Class {
         (index as u32, distance.wrapping_sub(index.wrapping_mul(u64::from(self.size))))
     }
 
+    /// Bytes of a slab's blocks.
+    pub(crate) fn bytes(&self) -> u64 {
+        u64::from(self.blocks) * u64::from(self.size)
+    }
+
     /// Number of words of a slab's bitmap.
     pub(crate) fn words(&self) -> u32 {
         self.last_word + 1

@@ -302,7 +302,7 @@ impl Slab<'_> {
     pub(crate) fn is_wholly_free(&self, tables: &Tables) -> bool {
         let first = self.first_pair(tables);
         let is_free = |pair| {
-            let words = tables.region.item::<2>(pair);
+            let words = tables.region.pair(pair);
             words.is_some_and(|[free, _]| free.load(Ordering::Relaxed) == u64::MAX)
         };
         (first..first + u64::from(self.info.words())).all(is_free)
@@ -312,7 +312,7 @@ impl Slab<'_> {
     pub(crate) fn word_with_room(&self, tables: &Tables, from: u32) -> Option<u32> {
         let first = self.first_pair(tables);
         (from..self.info.words()).find(|word| {
-            let words = tables.region.item::<2>(first + u64::from(*word));
+            let words = tables.region.pair(first + u64::from(*word));
             words.is_some_and(|[free, _]| free.load(Ordering::Relaxed) & self.info.mask(*word) != 0)
         })
     }

@@ -11,13 +11,14 @@ use crate::region::Region;
 
 /// A region and the places of its tables.
 ///
-/// Page entries and slab words are also reached as tables that the region has checked once. Of the entries as many are open
-/// as the largest value of the `PAGES_HIGH` word that this process has seen; that word only grows.
+/// Slab words and blocks are reached as parts of the region that are checked once.
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) region: Region,
     pub(crate) geometry: Geometry,
     pub(crate) header: Header,
+    /// The most pages that were seen to be in use (F2): their number never falls.
+    high_seen: AtomicU32,
 }
 
 /// A summary node: free pages at the start, in the longest run, at the end of what it covers.
@@ -32,10 +33,10 @@ impl Tables {
     pub(crate) fn new(mut region: Region, header: Header, geometry: Geometry) -> Self {
         let pages = u64::from(geometry.pages);
         let pairs = pages << geometry.pairs_shift;
-        let laid = region.lay::<1>(geometry.entries_at, pages) && region.lay::<2>(geometry.bitmaps_at, pairs);
+        let laid =
+            region.lay_pairs(geometry.bitmaps_at, pairs) && region.lay_data(geometry.data_start, geometry.data_len);
         assert!(laid, "the geometry was checked against the region's length");
-        region.open::<2>(pairs);
-        Self { region, geometry, header }
+        Self { region, geometry, header, high_seen: AtomicU32::new(0) }
     }
 
     /// The word at a place of the superblock.
@@ -57,14 +58,17 @@ impl Tables {
     pub(crate) fn pages_high(&self) -> u32 {
         let word = self.superblock(superblock::PAGES_HIGH).load(Ordering::Acquire);
         let high = u32::try_from(word).unwrap_or(u32::MAX).min(self.geometry.pages);
-        self.region.open::<1>(u64::from(high));
+        // Written seldom: calls of every thread read the cache line in which it stands.
+        if high > self.high_seen.load(Ordering::Relaxed) {
+            self.high_seen.fetch_max(high, Ordering::Relaxed);
+        }
         high
     }
 
     /// The page of this number, if it is in use so far (F2).
     #[inline]
     pub(crate) fn page(&self, number: u32) -> Option<PageIndex> {
-        let known = self.region.item::<1>(u64::from(number)).is_some() || number < self.pages_high();
+        let known = number < self.high_seen.load(Ordering::Relaxed) || number < self.pages_high();
         known.then_some(PageIndex(number))
     }
 
@@ -91,7 +95,7 @@ impl Tables {
         u64::from(head.get()) << self.geometry.pairs_shift
     }
 
-    /// Place of a pair, for those who do not go by [`Region::item`], and for messages.
+    /// Place of a pair, for those who do not go by [`Region::pair`], and for messages.
     pub(crate) fn pair_at(&self, pair: u64) -> u64 {
         self.geometry.bitmaps_at + pair * 16
     }

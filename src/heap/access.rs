@@ -70,13 +70,7 @@ impl Heap {
     /// [`Error::InvalidOffset`] if it lies outside the heap's pages. Whether a block is allocated there is not checked.
     #[inline]
     pub fn resolve(&self, offset: Offset) -> Result<NonNull<u8>> {
-        let tables = &self.attachment.tables;
-        if offset.get().wrapping_sub(tables.geometry.data_start) < tables.geometry.data_len
-            && let Some(address) = tables.region.resolve(offset.get())
-        {
-            return Ok(address);
-        }
-        Err(outside(offset))
+        self.attachment.tables.region.resolve(offset.get()).ok_or_else(|| outside(offset))
     }
 
     /// The offset of an address in this process.

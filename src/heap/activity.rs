@@ -201,8 +201,6 @@ impl Heap {
         let attachment = &*self.attachment;
         let (tables, classes) = (&attachment.tables, &attachment.classes);
         tables.region.check_whole()?;
-        // A thread whose gate is shut counts nothing.
-        attachment.key.with_open(|seat| seat.bins.count_all(tables, classes));
         let page_shift = tables.geometry.page_shift;
         let mut held: BTreeMap<_, (u64, u64)> = BTreeMap::new();
         self.walk(|_, pages, span| {

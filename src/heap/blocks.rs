@@ -47,10 +47,10 @@ impl Heap {
         let attachment = &*self.attachment;
         let class = attachment.classes.quick(size);
         let block = attachment.key.with_hot(|seat| seat.bins.take(&attachment.tables, class, |_| ()));
-        if let Some(block) = block.flatten().and_then(Offset::new) {
-            return Ok(block);
+        match block.flatten() {
+            Some(block) => Ok(block),
+            None => self.allocate_slow(size),
         }
-        self.allocate_slow(size)
     }
 
     /// Allocates a block of at least `size` bytes whose offset, and whose address in every process, is a multiple of
@@ -98,11 +98,11 @@ impl Heap {
     #[inline]
     pub fn deallocate(&self, block: Offset) -> Result<()> {
         let attachment = &*self.attachment;
-        let free = |seat: &LaneSeat| seat.bins.free_hot(&attachment.tables, block.get());
+        let free = |seat: &LaneSeat| seat.bins.free_hot(&attachment.tables, block);
         match attachment.key.with_hot(free) {
             Some(Hot::Freed) => Ok(()),
             Some(Hot::Unsettled) => attachment.settle_freed(block.get()),
-            Some(Hot::NotHere) | None => self.deallocate_slow(block.get()),
+            Some(Hot::NotHere) | None => self.deallocate_slow(block),
         }
     }
 
@@ -182,7 +182,7 @@ impl Heap {
     #[inline(never)]
     fn allocate_slow(&self, size: u64) -> Result<Offset> {
         match self.attachment.allocate_from_own(size) {
-            Ok(Some(block)) => as_offset(block),
+            Ok(Some(block)) => Ok(block),
             Ok(None) => self.allocate_far(size, ALIGNMENT_MIN),
             Err(corruption) => Err(corruption.into()),
         }
@@ -201,11 +201,11 @@ impl Heap {
 
     /// What was not found in an open slab of the thread's lane.
     #[inline(never)]
-    fn deallocate_slow(&self, block: u64) -> Result<()> {
+    fn deallocate_slow(&self, block: Offset) -> Result<()> {
         match self.attachment.free_from_own(block) {
             Hot::Freed => Ok(()),
-            Hot::Unsettled => self.attachment.settle_freed(block),
-            Hot::NotHere => self.deallocate_far(block),
+            Hot::Unsettled => self.attachment.settle_freed(block.get()),
+            Hot::NotHere => self.deallocate_far(block.get()),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::alloc::{Bins, Class, Freed, Slab};
 use crate::error::{Corruption, Result};
 use crate::format::{ClassIndex, LaneRecord, MOVE_DECIDES, SHARED_LANE};
 use crate::journal::Locked;
+use crate::region::Offset;
 
 impl Attachment {
     /// Allocates a block, copies the first `len` bytes of `old` to it, and frees `old`. On an error `old` is intact.
@@ -95,7 +96,7 @@ impl Attachment {
         if new.is_none() {
             record.move_old().store(0, Ordering::Release);
         }
-        Ok(new)
+        Ok(new.map(Offset::get))
     }
 
     /// Allocates the new block under the heap lock.

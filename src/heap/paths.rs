@@ -13,6 +13,7 @@ use crate::error::{Corruption, Error, OffsetFault, Result};
 use crate::format::{ClassIndex, LARGE_BLOCKS, LaneId, PageCount, PageState, SHARED_LANE, superblock};
 use crate::journal::Locked;
 use crate::recovery;
+use crate::region::Offset;
 
 /// One in so many slabs that are taken under the heap lock, the lanes are looked through for dead ones.
 const SUPPLIES_PER_ROUND: u32 = 16;
@@ -73,7 +74,7 @@ impl Attachment {
             let info = Bins::class_info(&self.classes, class, &self.tables)?;
             for _ in 0..TRIES {
                 if let Some(block) = seat.bins.take(&self.tables, class, &mut before_commit) {
-                    return Ok(block);
+                    return Ok(block.get());
                 }
                 if !seat.bins.has_any(&self.tables, class, info)? {
                     let lock = self.lock_for(caller)?;
@@ -111,7 +112,7 @@ impl Attachment {
                 let info = Bins::class_info(classes, class, tables)?;
                 for _ in 0..TRIES {
                     if let Some(block) = seat.bins.take(tables, class, &mut commit) {
-                        return Ok(block);
+                        return Ok(block.get());
                     }
                     if !seat.bins.has_any(tables, class, info)? {
                         match self.supply(locked, seat, class) {
@@ -241,7 +242,7 @@ impl Attachment {
 
     /// Allocates from what the calling thread's lane has already, and needs no lock for: another word, a kept span.
     /// `None` if there is nothing, or the thread has no lane yet.
-    pub(super) fn allocate_from_own(&self, size: u64) -> Result<Option<u64>, Corruption> {
+    pub(super) fn allocate_from_own(&self, size: u64) -> Result<Option<Offset>, Corruption> {
         let tables = &self.tables;
         let class = self.classes.quick(size);
         let allocate = |seat: &LaneSeat| {
@@ -251,10 +252,10 @@ impl Attachment {
             }
             let Ok(pages) = large::pages_for(tables, size) else { return Ok(None) };
             let first = seat.bins.kept.take_large(tables, pages, seat.bins.lane())?;
-            Ok(first.map(|first| {
+            Ok(first.and_then(|first| {
                 seat.has_large.set(true);
                 self.count_allocated(seat.bins.lane(), LARGE_BLOCKS);
-                tables.page_start(first)
+                Offset::new(tables.page_start(first))
             }))
         };
         self.key.with_open(allocate).unwrap_or(Ok(None))
@@ -262,14 +263,14 @@ impl Attachment {
 
     /// Frees what the calling thread's lane can free without a lock: a block of a slab that was listed as full, or whose
     /// seat was not the last one used, and a large block that can be kept.
-    pub(super) fn free_from_own(&self, block: u64) -> Hot {
+    pub(super) fn free_from_own(&self, block: Offset) -> Hot {
         let tables = &self.tables;
-        let Some(page) = tables.page_at(block) else { return Hot::NotHere };
+        let Some(page) = tables.page_at(block.get()) else { return Hot::NotHere };
         let entry = tables.entry(page);
-        let starts_here = block == tables.page_start(page);
+        let starts_here = block.get() == tables.page_start(page);
         let free = |seat: &LaneSeat| match entry.state() {
             Some(PageState::Slab) if entry.lane() == seat.bins.lane() => {
-                seat.bins.open(tables, &self.classes, block);
+                seat.bins.open(tables, &self.classes, block.get());
                 seat.bins.free_hot(tables, block)
             }
             Some(PageState::Large) if starts_here && seat.bins.kept.keep_large(tables, page, entry, seat.bins.lane()) => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Mapping;
+use super::parts::{Data, Pairs};
 use crate::error::{Corruption, Result};
 use crate::sys::gate::Gate;
 use crate::sys::object::Object;
@@ -15,29 +16,13 @@ use crate::sys::system;
 pub(crate) struct Region {
     base: NonNull<u8>,
     len: u64,
-    singles: Table,
-    pairs: Table,
+    pub(super) pairs: Pairs,
+    pub(super) data: Data,
     /// What reserves and gives back memory; none for the caller's memory, which is all there from the start.
     object: Option<Arc<Object>>,
     /// The kernel's page size less one.
     os_page_mask: u64,
     mapping: Mapping,
-}
-
-/// Where a table of words stands, and how much of it may be reached.
-///
-/// R3. `items <= items_max`, and `items_max` items fit into the region behind `start`; both are 0 where there is no table.
-#[derive(Debug)]
-struct Table {
-    start: NonNull<u8>,
-    items_max: u64,
-    items: AtomicU64,
-}
-
-impl Table {
-    fn empty() -> Self {
-        Self { start: NonNull::dangling(), items_max: 0, items: AtomicU64::new(0) }
-    }
 }
 
 // SAFETY: `base` points into `mapping`, which may be used from any thread; every access here is by atomic word, or a copy
@@ -47,7 +32,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 /// Bytes of a word.
-const WORD: u64 = 8;
+pub(super) const WORD: u64 = 8;
 
 impl Region {
     pub(crate) fn new(mapping: Mapping, object: Option<Arc<Object>>) -> Self {
@@ -55,8 +40,8 @@ impl Region {
         Self {
             base,
             len,
-            singles: Table::empty(),
-            pairs: Table::empty(),
+            pairs: Pairs::none(),
+            data: Data::none(),
             object,
             os_page_mask: crate::sys::os_page_size().saturating_sub(1),
             mapping,
@@ -80,7 +65,7 @@ impl Region {
 
     /// The address of `at`, if `len` bytes from there lie in the region (R1).
     #[inline]
-    fn address(&self, at: u64, len: u64) -> Option<NonNull<u8>> {
+    pub(super) fn address(&self, at: u64, len: u64) -> Option<NonNull<u8>> {
         if at.checked_add(len)? > self.len {
             return None;
         }
@@ -107,49 +92,6 @@ impl Region {
         // SAFETY: R1 and R2 hold (asserted; the base is aligned to 4096); all access to shared words is atomic; the
         // mapping outlives `self`.
         unsafe { AtomicU64::from_ptr(address.cast()) }
-    }
-
-    /// Says where a table stands; its items are then reached by [`Self::item`]. False, and the table stays empty, if the
-    /// place is not a multiple of 8 or the table does not lie in the region.
-    pub(crate) fn lay<const T: usize>(&mut self, at: u64, items: u64) -> bool {
-        let len = items.checked_mul(T as u64).and_then(|words| words.checked_mul(WORD));
-        let start = len.filter(|_| at.is_multiple_of(WORD)).and_then(|len| self.address(at, len));
-        let Some(start) = start else { return false };
-        let table = if T == 1 { &mut self.singles } else { &mut self.pairs };
-        *table = Table { start, items_max: items, items: AtomicU64::new(0) };
-        true
-    }
-
-    /// Lets the first `items` items of a table be reached, at most as many as it has. The number never falls.
-    pub(crate) fn open<const T: usize>(&self, items: u64) {
-        let table = self.table::<T>();
-        let items = items.min(table.items_max);
-        // Written seldom: every call of every thread reads the cache line in which it stands.
-        if items > table.items.load(Ordering::Relaxed) {
-            table.items.fetch_max(items, Ordering::Relaxed);
-        }
-    }
-
-    #[inline]
-    fn table<const T: usize>(&self) -> &Table {
-        const { assert!(T == 1 || T == 2, "there are two tables, of words and of pairs") };
-        if T == 1 { &self.singles } else { &self.pairs }
-    }
-
-    /// Item `index` of the table of single words (`T` = 1) or of pairs (`T` = 2); `None` if it is not open. For paths on
-    /// which the index comes from the region's own bytes, and every instruction counts.
-    #[inline]
-    pub(crate) fn item<const T: usize>(&self, index: u64) -> Option<&[AtomicU64; T]> {
-        let table = self.table::<T>();
-        if index >= table.items.load(Ordering::Relaxed) {
-            return None;
-        }
-        let start = table.start.cast::<[AtomicU64; T]>();
-        // SAFETY: R1: `lay` has checked that `items_max` items fit behind `start`, and `index` is below that (R3).
-        let address = unsafe { start.add(index as usize) };
-        // SAFETY: R1 as above; R2: a multiple of 8 from a place that `lay` has checked; all access to shared words is
-        // atomic; the mapping outlives `self`.
-        Some(unsafe { address.as_ref() })
     }
 
     /// The two 64-bit words at `at` and behind it. Panics as [`Self::word`] does.
@@ -189,16 +131,6 @@ impl Region {
         let address = unsafe { self.base.as_ptr().add(at as usize) };
         // SAFETY: R1 and R2 hold, as in `word`.
         unsafe { AtomicU32::from_ptr(address.cast()) }
-    }
-
-    /// The address of `at` in this process; `None` outside the region.
-    #[inline]
-    pub(crate) fn resolve(&self, at: u64) -> Option<NonNull<u8>> {
-        if at >= self.len {
-            return None;
-        }
-        // SAFETY: R1 was checked above.
-        Some(unsafe { self.base.add(at as usize) })
     }
 
     /// The offset of an address in this process; `None` outside the region.
@@ -446,9 +378,8 @@ mod tests {
     #[test]
     fn an_address_and_its_offset_lead_to_each_other() {
         let region = region();
-        let address = region.resolve(4096).unwrap();
+        let address = region.address(4096, 1).unwrap();
         assert_eq!(region.offset_of(address), Some(4096));
-        assert_eq!(region.resolve(65_536), None);
         assert_eq!(region.offset_of(NonNull::dangling()), None);
     }
 }

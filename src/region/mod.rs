@@ -6,11 +6,14 @@
 //! | [`Memory`] | memory that the caller supplies instead of a shared object |
 //! | `Mapping` | what keeps the bytes mapped |
 //! | `Region` | base and length, and checked access to words and bytes |
+//! | `Spot` | a word whose place was checked before |
 //!
 //! Two rules, from which the safety of everything above follows:
 //!
 //! R1. An access at `at` of `len` bytes happens only if `at + len <= self.len`, in checked arithmetic.
 //! R2. A word is reached only at a multiple of its size, and the base is aligned to 4096.
+//!
+//! Parts (R3) and spots (R4) have rules of their own, which keep these two.
 //!
 //! Shared metadata is reached as atomic words of one width per place, never as a Rust reference to anything else: other
 //! processes write it at any time.
@@ -23,8 +26,11 @@ mod access;
 mod mapping;
 mod memory;
 mod offset;
+mod parts;
+mod spot;
 
 pub(crate) use access::Region;
 pub(crate) use mapping::Mapping;
 pub use memory::Memory;
 pub use offset::Offset;
+pub(crate) use spot::Spot;
