@@ -214,6 +214,45 @@ impl Kept {
         self.pages.get() == 0
     }
 
+    /// Gives one span that the lane keeps back to the pages: the shortest of at least `least` pages, or else the longest.
+    pub(crate) fn give_back_one(
+        &self,
+        tables: &Tables,
+        locked: &Locked,
+        classes: &Classes,
+        lane: LaneId,
+        least: u32,
+    ) -> Result<()> {
+        while let Some((list, pages)) = self.shortest(classes, least).or_else(|| self.longest(classes)) {
+            let Some(link) = self.pop(list) else { continue };
+            self.pages.set(self.pages.get().saturating_sub(pages));
+            if self.free_linked(tables, locked, classes, lane, link)? {
+                return Ok(());
+            }
+        }
+        self.pages.set(0);
+        Ok(())
+    }
+
+    /// The list of the shortest spans of at least `least` pages, which is not empty, and how long they are.
+    fn shortest<'a>(&'a self, classes: &'a Classes, least: u32) -> Option<(&'a Cell<u16>, u32)> {
+        let large = self.large.iter().zip(0..).skip(least as usize).find(|(list, _)| list.get() != 0);
+        let slabs = self.slab_lists(classes).filter(|(_, pages)| *pages >= least);
+        slabs.chain(large).min_by_key(|(_, pages)| *pages)
+    }
+
+    /// The list of the longest spans, which is not empty, and how long they are.
+    fn longest<'a>(&'a self, classes: &'a Classes) -> Option<(&'a Cell<u16>, u32)> {
+        let large = self.large.iter().zip(0..).filter(|(list, _)| list.get() != 0).last();
+        self.slab_lists(classes).chain(large).max_by_key(|(_, pages)| *pages)
+    }
+
+    /// The lists of slabs that are not empty, and how many pages each of their slabs has.
+    fn slab_lists<'a>(&'a self, classes: &'a Classes) -> impl Iterator<Item = (&'a Cell<u16>, u32)> {
+        let lists = classes.indices().filter_map(|class| Some((self.list_of(class)?, classes.get(class)?.pages)));
+        lists.filter(|(list, _)| list.get() != 0)
+    }
+
     /// Gives everything that the lane keeps back to the pages.
     pub(crate) fn give_back(&self, tables: &Tables, locked: &Locked, classes: &Classes, lane: LaneId) -> Result<()> {
         let mut classes_left = self.slab_bits.replace(0);
@@ -233,14 +272,16 @@ impl Kept {
 
     fn free_list(&self, tables: &Tables, locked: &Locked, classes: &Classes, lane: LaneId, list: &Cell<u16>) -> Result<()> {
         while let Some(link) = self.pop(list) {
-            if let Some(page) = tables.linked_page(link, superblock::PAGES_HIGH)? {
-                let entry = tables.entry(page);
-                if entry.lane() == lane {
-                    free_kept(tables, locked, classes, page, entry)?;
-                }
-            }
+            self.free_linked(tables, locked, classes, lane, link)?;
         }
         Ok(())
+    }
+
+    /// Frees the kept span to which a link leads; false if the lane keeps it no more.
+    fn free_linked(&self, tables: &Tables, locked: &Locked, classes: &Classes, lane: LaneId, link: u32) -> Result<bool> {
+        let Some(page) = tables.linked_page(link, superblock::PAGES_HIGH)? else { return Ok(false) };
+        let entry = tables.entry(page);
+        if entry.lane() == lane { free_kept(tables, locked, classes, page, entry) } else { Ok(false) }
     }
 }
 

@@ -8,7 +8,8 @@ use crate::journal::Locked;
 /// Pages for a large block of `size` bytes.
 pub(crate) fn pages_for(tables: &Tables, size: u64) -> Result<PageCount> {
     let max = tables.geometry.data_len;
-    let pages = size.div_ceil(tables.geometry.page_size());
+    let begun = u64::from(size & (tables.geometry.page_size() - 1) != 0);
+    let pages = (size >> tables.geometry.page_shift) + begun;
     let pages = u32::try_from(pages).ok().filter(|pages| *pages <= tables.geometry.pages).and_then(PageCount::new);
     pages.ok_or(Error::TooLarge { requested: size, max })
 }

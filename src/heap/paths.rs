@@ -201,16 +201,16 @@ impl Attachment {
         Ok(())
     }
 
-    /// Before a lane takes memory that was never used, it gives back what it keeps: then memory grows with what is in
-    /// use, and not by what each size class once needed.
+    /// Before a lane takes memory that was never used, it gives back what it keeps, until there is a run that is long enough:
+    /// then memory grows with what is in use, and not by what each size class once needed.
     fn make_room(&self, locked: &Locked, seat: &LaneSeat, pages: u32) -> Result<()> {
-        let kept = &seat.bins.kept;
-        match PageCount::new(pages) {
-            Some(pages) if !kept.is_empty() && !span::is_at_hand(&self.tables, locked, pages)? => {
-                kept.give_back(&self.tables, locked, &self.classes, seat.bins.lane())
-            }
-            _ => Ok(()),
+        let (kept, lane) = (&seat.bins.kept, seat.bins.lane());
+        let Some(count) = PageCount::new(pages) else { return Ok(()) };
+        // Each round ends with a span less that is kept.
+        while !kept.is_empty() && !span::is_at_hand(&self.tables, locked, count)? {
+            kept.give_back_one(&self.tables, locked, &self.classes, lane, pages)?;
         }
+        Ok(())
     }
 
     /// Calls `attempt`; if memory is short, gives back what can be given back and calls it once more.
