@@ -150,20 +150,22 @@ impl Slab<'_> {
 
     /// The free word and the remote word of 64 blocks.
     #[inline]
-    fn words<'t>(&self, tables: &'t Tables, word: u32) -> (&'t AtomicU64, &'t AtomicU64) {
-        tables.region.two_words(self.words_at(tables, word))
+    fn words<'t>(&self, tables: &'t Tables, word: u32) -> &'t [AtomicU64; 2] {
+        tables.region.known_pair(self.first_pair(tables) + u64::from(word))
     }
 
     /// The free word of 64 blocks.
     #[inline]
     pub(crate) fn free_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
-        tables.region.word(self.words_at(tables, word))
+        let [free, _] = self.words(tables, word);
+        free
     }
 
     /// The remote word of 64 blocks.
     #[inline]
     pub(crate) fn remote_word<'t>(&self, tables: &'t Tables, word: u32) -> &'t AtomicU64 {
-        tables.region.word(self.words_at(tables, word) + 8)
+        let [_, remote] = self.words(tables, word);
+        remote
     }
 
     /// The bits of the block that starts at `offset`, which lies in the slab; `None` if none starts there.
@@ -194,7 +196,7 @@ impl Slab<'_> {
     /// them there, so that a block that is free all the while is seen to be.
     #[inline]
     fn freed(&self, tables: &Tables, word: u32) -> u64 {
-        let (free, remote) = self.words(tables, word);
+        let [free, remote] = self.words(tables, word);
         let remote = remote.load(Ordering::Acquire);
         remote | free.load(Ordering::Acquire)
     }
@@ -233,7 +235,7 @@ impl Slab<'_> {
     /// As [`Self::free_own`]; `None` if the block is free already.
     #[inline]
     pub(crate) fn try_free_own(&self, tables: &Tables, bit: BlockBit) -> Option<(u64, u64)> {
-        let (free, remote) = self.words(tables, bit.word);
+        let [free, remote] = self.words(tables, bit.word);
         let before = free.load(Ordering::Relaxed);
         if (before | remote.load(Ordering::Relaxed)) & bit.mask != 0 {
             return None;
@@ -247,12 +249,13 @@ impl Slab<'_> {
     /// Frees a block of another lane's slab.
     #[inline]
     pub(crate) fn free_remote(&self, tables: &Tables, bit: BlockBit) -> Result<()> {
-        if self.free_word(tables, bit.word).load(Ordering::Relaxed) & bit.mask != 0 {
+        let [free, remote] = self.words(tables, bit.word);
+        if free.load(Ordering::Relaxed) & bit.mask != 0 {
             return Err(self.double_free(tables, bit));
         }
         // ORDERING O1, and O2: SeqCst; pairs with the fence in `disown`: either the one who disowns the slab sees this
         // bit, or the caller, looking at the entry again, sees that the slab has no owner any more.
-        let before = self.remote_word(tables, bit.word).fetch_or(bit.mask, Ordering::SeqCst); // COMMIT
+        let before = remote.fetch_or(bit.mask, Ordering::SeqCst); // COMMIT
         if before & bit.mask != 0 {
             return Err(self.double_free(tables, bit));
         }
@@ -271,7 +274,7 @@ impl Slab<'_> {
     /// repeat that free, and could not tell the block from one that was allocated again.
     #[inline]
     pub(crate) fn merge(&self, tables: &Tables, word: u32) -> u64 {
-        let (free, remote) = self.words(tables, word);
+        let [free, remote] = self.words(tables, word);
         let now = free.load(Ordering::Acquire);
         // ORDERING O4: the remote bits are read before the hold: who sees a bit that an intent set sees the hold too,
         // which was raised before it.

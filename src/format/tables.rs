@@ -33,8 +33,8 @@ impl Tables {
     pub(crate) fn new(mut region: Region, header: Header, geometry: Geometry) -> Self {
         let pages = u64::from(geometry.pages);
         let pairs = pages << geometry.pairs_shift;
-        let laid =
-            region.lay_pairs(geometry.bitmaps_at, pairs) && region.lay_data(geometry.data_start, geometry.data_len);
+        let laid = region.lay_tables((geometry.entries_at, pages), (geometry.bitmaps_at, pairs))
+            && region.lay_data(geometry.data_start, geometry.data_len);
         assert!(laid, "the geometry was checked against the region's length");
         Self { region, geometry, header, high_seen: AtomicU32::new(0) }
     }
@@ -125,7 +125,7 @@ impl Tables {
     /// The word of a page's entry.
     #[inline]
     pub(crate) fn entry_word(&self, page: PageIndex) -> &AtomicU64 {
-        self.region.word(self.geometry.entries_at + u64::from(page.get()) * 8)
+        self.region.entry(u64::from(page.get()))
     }
 
     /// A page's entry now.

@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use super::Heap;
 use super::lane::LaneSeat;
-use super::paths::{Kind, TRIES, as_requested};
-use crate::alloc::{Hot, Located, Slab, slab};
+use super::paths::{Kind, TRIES, Unlocked, as_requested};
+use crate::alloc::{Hot, Located, Slab};
 use crate::error::{Error, OffsetFault, Result};
-use crate::format::{PageEntry, PageState, SHARED_LANE};
+use crate::format::{LaneId, PageEntry, PageState, SHARED_LANE};
 use crate::recovery;
 use crate::region::Offset;
 
@@ -202,45 +202,48 @@ impl Heap {
     /// What was not found in an open slab of the thread's lane.
     #[inline(never)]
     fn deallocate_slow(&self, block: Offset) -> Result<()> {
-        match self.attachment.free_from_own(block) {
-            Hot::Freed => Ok(()),
-            Hot::Unsettled => self.attachment.settle_freed(block.get()),
-            Hot::NotHere => self.deallocate_far(block.get()),
+        match self.attachment.free_unlocked(block) {
+            Unlocked::Own(Hot::Freed) => Ok(()),
+            Unlocked::Remote(slab) => self.tell_owner(slab),
+            Unlocked::Own(Hot::Unsettled) => self.attachment.settle_freed(block.get()),
+            Unlocked::Own(Hot::NotHere) | Unlocked::NotHere => self.deallocate_far(block.get()),
         }
     }
 
-    /// What does not belong to the thread's lane, or is no block.
+    /// What takes the lock, or is no block.
+    #[cold]
     #[inline(never)]
     fn deallocate_far(&self, block: u64) -> Result<()> {
-        let attachment = &self.attachment;
-        attachment.check_writable()?;
-        let free_remote = |seat: &LaneSeat| {
-            let (slab, bit) = slab::find(&attachment.tables, &attachment.classes, block)?;
-            let is_anothers = slab.lane != SHARED_LANE && slab.lane != seat.bins.lane();
-            is_anothers.then(|| slab.free_remote(&attachment.tables, bit).map(|()| slab))
-        };
-        match attachment.key.with_open(free_remote).flatten() {
-            Some(freed) => self.tell_owner(freed?),
-            None => self.as_caller(|caller| attachment.deallocate(caller, block)),
-        }
+        self.as_caller(|caller| self.attachment.deallocate(caller, block))
     }
 
     /// After a remote free: sets the hint of the lane that owns the slab now, or settles the slab if it has become an
     /// orphan.
     fn tell_owner(&self, slab: Slab<'_>) -> Result<()> {
-        let attachment = &self.attachment;
-        let mut told = slab;
+        match self.hint(&slab) {
+            None => Ok(()),
+            Some(lane) => self.tell_next_owner(slab, lane),
+        }
+    }
+
+    /// Sets the hint of the slab's lane. Returns the lane that owns it now, if that is another one.
+    #[inline]
+    fn hint(&self, slab: &Slab<'_>) -> Option<LaneId> {
+        let tables = &self.attachment.tables;
+        recovery::hint(tables, slab);
+        // ORDERING O2: SeqCst, after the SeqCst `fetch_or` of the remote bit; see `free_remote`.
+        let entry = PageEntry(tables.entry_word(slab.head).load(Ordering::SeqCst));
+        (entry.state() == Some(PageState::Slab) && entry.lane() != slab.lane).then_some(entry.lane())
+    }
+
+    /// The slab has gone to `lane` meanwhile.
+    #[cold]
+    fn tell_next_owner(&self, slab: Slab<'_>, mut lane: LaneId) -> Result<()> {
         for _ in 0..TRIES {
-            recovery::hint(&attachment.tables, &told);
-            // ORDERING O2: SeqCst, after the SeqCst `fetch_or` of the remote bit; see `free_remote`.
-            let entry = PageEntry(attachment.tables.entry_word(slab.head).load(Ordering::SeqCst));
-            if entry.state() != Some(PageState::Slab) || entry.lane() == told.lane {
-                return Ok(());
-            }
-            if entry.lane() == SHARED_LANE {
+            if lane == SHARED_LANE {
                 let resettled = self.as_caller(|caller| {
-                    let lock = attachment.lock_for(caller)?;
-                    attachment.resettle_orphan(&lock, &slab)
+                    let lock = self.attachment.lock_for(caller)?;
+                    self.attachment.resettle_orphan(&lock, &slab)
                 });
                 // The block is free whatever happens here. Who adopts the slab merges it; and who runs out of memory, trims,
                 // or buries the dead looks for such slabs.
@@ -249,7 +252,10 @@ impl Heap {
                     _ => Ok(()),
                 };
             }
-            told = Slab { lane: entry.lane(), ..slab };
+            match self.hint(&Slab { lane, ..slab }) {
+                None => return Ok(()),
+                Some(next) => lane = next,
+            }
         }
         Ok(())
     }

@@ -28,6 +28,17 @@ pub(super) enum Kind {
     Large(u64),
 }
 
+/// What became of a block that was to be freed without a lock.
+#[derive(Debug)]
+pub(super) enum Unlocked<'a> {
+    /// Nothing, and the caller has to find out why.
+    NotHere,
+    /// It belonged to the calling thread's lane.
+    Own(Hot),
+    /// It was freed in this slab, whose lane is to be told.
+    Remote(Slab<'a>),
+}
+
 /// The error with the size that the caller asked for: below, spans are asked for.
 pub(super) fn as_requested(error: Error, size: u64) -> Error {
     match error {
@@ -261,24 +272,34 @@ impl Attachment {
         self.key.with_open(allocate).unwrap_or(Ok(None))
     }
 
-    /// Frees what the calling thread's lane can free without a lock: a block of a slab that was listed as full, or whose
-    /// seat was not the last one used, and a large block that can be kept.
-    pub(super) fn free_from_own(&self, block: Offset) -> Hot {
+    /// Frees what can be freed without a lock: a block of a slab of the calling thread's lane that was listed as full, or
+    /// whose seat was not the last one used; one of another lane's slabs; and a large block that can be kept.
+    pub(super) fn free_unlocked(&self, block: Offset) -> Unlocked<'_> {
         let tables = &self.tables;
-        let Some(page) = tables.page_at(block.get()) else { return Hot::NotHere };
+        let Some(page) = tables.page_at(block.get()) else { return Unlocked::NotHere };
         let entry = tables.entry(page);
-        let starts_here = block.get() == tables.page_start(page);
         let free = |seat: &LaneSeat| match entry.state() {
             Some(PageState::Slab) if entry.lane() == seat.bins.lane() => {
                 seat.bins.open(tables, &self.classes, block.get());
-                seat.bins.free_hot(tables, block)
+                Unlocked::Own(seat.bins.free_hot(tables, block))
             }
-            Some(PageState::Large) if starts_here && seat.bins.kept.keep_large(tables, page, entry, seat.bins.lane()) => {
-                Hot::Freed
+            Some(PageState::Slab) if entry.lane() != SHARED_LANE => {
+                let slab = slab::slab_of(tables, &self.classes, page, entry).ok();
+                let freed = slab.filter(|slab| {
+                    let bit = slab.block_bit(tables, block.get());
+                    bit.is_some_and(|bit| slab.free_remote(tables, bit).is_ok())
+                });
+                freed.map_or(Unlocked::NotHere, Unlocked::Remote)
             }
-            _ => Hot::NotHere,
+            Some(PageState::Large)
+                if block.get() == tables.page_start(page)
+                    && seat.bins.kept.keep_large(tables, page, entry, seat.bins.lane()) =>
+            {
+                Unlocked::Own(Hot::Freed)
+            }
+            _ => Unlocked::NotHere,
         };
-        self.key.with_open(free).unwrap_or(Hot::NotHere)
+        self.key.with_open(free).unwrap_or(Unlocked::NotHere)
     }
 
     /// After a block of a slab of the calling thread's lane was freed: puts the slab where it belongs now.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Mapping;
-use super::parts::{Data, Pairs};
+use super::parts::{Data, Items};
 use crate::error::{Corruption, Result};
 use crate::sys::gate::Gate;
 use crate::sys::object::Object;
@@ -16,7 +16,8 @@ use crate::sys::system;
 pub(crate) struct Region {
     base: NonNull<u8>,
     len: u64,
-    pub(super) pairs: Pairs,
+    pub(super) entries: Items<AtomicU64>,
+    pub(super) pairs: Items<[AtomicU64; 2]>,
     pub(super) data: Data,
     /// What reserves and gives back memory; none for the caller's memory, which is all there from the start.
     object: Option<Arc<Object>>,
@@ -40,7 +41,8 @@ impl Region {
         Self {
             base,
             len,
-            pairs: Pairs::none(),
+            entries: Items::none(),
+            pairs: Items::none(),
             data: Data::none(),
             object,
             os_page_mask: crate::sys::os_page_size().saturating_sub(1),
@@ -92,23 +94,6 @@ impl Region {
         // SAFETY: R1 and R2 hold (asserted; the base is aligned to 4096); all access to shared words is atomic; the
         // mapping outlives `self`.
         unsafe { AtomicU64::from_ptr(address.cast()) }
-    }
-
-    /// The two 64-bit words at `at` and behind it. Panics as [`Self::word`] does.
-    #[inline]
-    pub(crate) fn two_words(&self, at: u64) -> (&AtomicU64, &AtomicU64) {
-        assert!(
-            at.is_multiple_of(WORD) && at <= self.len.wrapping_sub(2 * WORD),
-            "a word's place comes from the checked layout"
-        );
-        // SAFETY: R1: `at + 16 <= len`, and regions are longer than that, as in `word`.
-        let first = unsafe { self.base.as_ptr().add(at as usize) };
-        // SAFETY: R1 as above.
-        let second = unsafe { first.add(8) };
-        // SAFETY: R1 and R2 hold, as in `word`.
-        let first = unsafe { AtomicU64::from_ptr(first.cast()) };
-        // SAFETY: as for the first.
-        (first, unsafe { AtomicU64::from_ptr(second.cast()) })
     }
 
     /// The gate at `at`. Panics as [`Self::word`] does.

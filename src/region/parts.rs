@@ -9,10 +9,10 @@ use std::sync::atomic::AtomicU64;
 use super::Region;
 use super::access::WORD;
 
-/// A free word and a remote word, again and again.
+/// Equal items side by side, each made of atomic words.
 #[derive(Debug)]
-pub(super) struct Pairs {
-    start: NonNull<[AtomicU64; 2]>,
+pub(super) struct Items<T> {
+    start: NonNull<T>,
     count: u64,
 }
 
@@ -24,9 +24,27 @@ pub(super) struct Data {
     len: u64,
 }
 
-impl Pairs {
+impl<T> Items<T> {
     pub(super) fn none() -> Self {
         Self { start: NonNull::dangling(), count: 0 }
+    }
+
+    /// Items of `region`, if the place is a multiple of 8 and they lie in it.
+    fn laid(region: &Region, at: u64, count: u64) -> Option<Self> {
+        let len = count.checked_mul(size_of::<T>() as u64).filter(|_| at.is_multiple_of(WORD))?;
+        Some(Self { start: region.address(at, len)?.cast(), count })
+    }
+
+    #[inline]
+    fn get(&self, index: u64) -> Option<&T> {
+        if index >= self.count {
+            return None;
+        }
+        // SAFETY: R3, and `index` was checked above.
+        let address = unsafe { self.start.add(index as usize) };
+        // SAFETY: R1: R3 as above; R2: a multiple of 8 from a place that `laid` has checked; items are atomic words; the
+        // mapping outlives the region that has the items.
+        Some(unsafe { address.as_ref() })
     }
 }
 
@@ -37,26 +55,31 @@ impl Data {
 }
 
 impl Region {
-    /// Says where the pairs of words stand. False, and there are none, if the place is not a multiple of 8 or they do not
-    /// lie in the region.
-    pub(crate) fn lay_pairs(&mut self, at: u64, count: u64) -> bool {
-        let len = count.checked_mul(2 * WORD).filter(|_| at.is_multiple_of(WORD));
-        let Some(start) = len.and_then(|len| self.address(at, len)) else { return false };
-        self.pairs = Pairs { start: start.cast(), count };
+    /// Says where the page entries stand, and the pairs of a free word and a remote word: place and number. False, and there
+    /// are none, if a place is not a multiple of 8 or they do not lie in the region.
+    pub(crate) fn lay_tables(&mut self, entries: (u64, u64), pairs: (u64, u64)) -> bool {
+        let laid = Items::laid(self, entries.0, entries.1).zip(Items::laid(self, pairs.0, pairs.1));
+        let Some((entries, pairs)) = laid else { return false };
+        (self.entries, self.pairs) = (entries, pairs);
         true
+    }
+
+    /// Page entry `index`. Panics beyond the last: the index comes from the checked layout.
+    #[inline]
+    pub(crate) fn entry(&self, index: u64) -> &AtomicU64 {
+        known(self.entries.get(index))
     }
 
     /// Pair `index`; `None` beyond the last. The index may come from anywhere.
     #[inline]
     pub(crate) fn pair(&self, index: u64) -> Option<&[AtomicU64; 2]> {
-        if index >= self.pairs.count {
-            return None;
-        }
-        // SAFETY: R3, and `index` was checked above.
-        let address = unsafe { self.pairs.start.add(index as usize) };
-        // SAFETY: R1: R3 as above; R2: a multiple of 8 from a place that `lay_pairs` has checked; all access to shared words
-        // is atomic; the mapping outlives `self`.
-        Some(unsafe { address.as_ref() })
+        self.pairs.get(index)
+    }
+
+    /// Pair `index`. Panics beyond the last: the index comes from the checked layout.
+    #[inline]
+    pub(crate) fn known_pair(&self, index: u64) -> &[AtomicU64; 2] {
+        known(self.pairs.get(index))
     }
 
     /// Says where the bytes of blocks stand. False, and there are none, if they do not lie in the region.
@@ -78,6 +101,12 @@ impl Region {
     }
 }
 
+#[inline]
+fn known<T>(item: Option<&T>) -> &T {
+    assert!(item.is_some(), "an item's number comes from the checked layout");
+    item.unwrap_or_else(|| unreachable!("asserted above"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Mapping, Memory};
@@ -91,7 +120,9 @@ mod tests {
     fn there_is_nothing_in_a_part_that_was_not_laid_and_nothing_behind_its_end() {
         let mut region = region();
         assert!(region.pair(0).is_none() && region.resolve(0).is_none());
-        assert!(region.lay_pairs(4096, 10) && region.lay_data(8192, 4096));
+        assert!(region.lay_tables((1024, 5), (4096, 10)) && region.lay_data(8192, 4096));
+        assert_eq!(region.offset_of(NonNull::from(region.entry(4)).cast()), Some(1024 + 4 * 8));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| region.entry(5).as_ptr())).is_err());
         assert!(region.pair(9).is_some() && region.pair(10).is_none() && region.pair(u64::MAX).is_none());
         for (at, lies_inside) in [(8191, false), (8192, true), (12_287, true), (12_288, false), (0, false), (u64::MAX, false)] {
             let address = region.resolve(at);
@@ -102,7 +133,9 @@ mod tests {
     #[test]
     fn a_part_beyond_the_region_is_not_laid() {
         let mut region = region();
-        assert!(!region.lay_pairs(4096, 4096) && !region.lay_pairs(4100, 1) && !region.lay_pairs(4096, u64::MAX));
+        for misplaced in [(4096, 8192), (4100, 1), (4096, u64::MAX)] {
+            assert!(!region.lay_tables((4096, 1), misplaced) && !region.lay_tables(misplaced, (4096, 1)));
+        }
         assert!(!region.lay_data(8192, 65_536) && !region.lay_data(u64::MAX, 2));
         assert!(region.pair(0).is_none() && region.resolve(8192).is_none());
     }
