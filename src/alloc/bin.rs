@@ -46,12 +46,12 @@ pub(crate) enum Freed {
 /// What [`Bins::free_hot`] did.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Hot {
-    /// Nothing: the block is no allocated one of this lane's slabs, or its slab is listed as full.
-    NotHere,
     /// Freed it.
     Freed,
     /// Freed it, and with it the whole of its word, not in the current slab: [`Bins::settle`] is to be called for it.
     Unsettled,
+    /// Nothing: the block is no allocated one of this lane's slabs, or its slab is listed as full.
+    NotHere,
 }
 
 /// What a lane keeps for one class.

@@ -43,13 +43,9 @@ impl Heap {
     /// ```
     #[inline]
     pub fn allocate(&self, size: usize) -> Result<Offset> {
-        let size = size as u64;
-        let attachment = &*self.attachment;
-        let class = attachment.classes.quick(size);
-        let block = attachment.key.with_hot(|seat| seat.bins.take(&attachment.tables, class, |_| ()));
-        match block.flatten() {
+        match self.attachment.allocate_hot(size as u64) {
             Some(block) => Ok(block),
-            None => self.allocate_slow(size),
+            None => self.allocate_slow(size as u64),
         }
     }
 
@@ -97,12 +93,9 @@ impl Heap {
     /// [`Error::Corrupt`]. Nothing is freed then.
     #[inline]
     pub fn deallocate(&self, block: Offset) -> Result<()> {
-        let attachment = &*self.attachment;
-        let free = |seat: &LaneSeat| seat.bins.free_hot(&attachment.tables, block);
-        match attachment.key.with_hot(free) {
-            Some(Hot::Freed) => Ok(()),
-            Some(Hot::Unsettled) => attachment.settle_freed(block.get()),
-            Some(Hot::NotHere) | None => self.deallocate_slow(block),
+        match self.attachment.free_hot(block) {
+            Hot::Freed => Ok(()),
+            slower => self.deallocate_slow(slower, block),
         }
     }
 
@@ -199,13 +192,17 @@ impl Heap {
         as_offset(block)
     }
 
-    /// What was not found in an open slab of the thread's lane.
+    /// What has emptied its word, or was not found in an open slab of the thread's lane.
     #[inline(never)]
-    fn deallocate_slow(&self, block: Offset) -> Result<()> {
-        match self.attachment.free_unlocked(block) {
+    fn deallocate_slow(&self, hot: Hot, block: Offset) -> Result<()> {
+        let unlocked = match hot {
+            Hot::NotHere => self.attachment.free_unlocked(block),
+            freed => Unlocked::Own(freed),
+        };
+        match unlocked {
             Unlocked::Own(Hot::Freed) => Ok(()),
-            Unlocked::Remote(slab) => self.tell_owner(slab),
             Unlocked::Own(Hot::Unsettled) => self.attachment.settle_freed(block.get()),
+            Unlocked::Remote(slab) => self.tell_owner(slab),
             Unlocked::Own(Hot::NotHere) | Unlocked::NotHere => self.deallocate_far(block.get()),
         }
     }

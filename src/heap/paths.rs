@@ -79,6 +79,22 @@ impl Attachment {
         }
     }
 
+    /// Allocates a block that the bin of the thread's lane has at hand; `None` if it has none.
+    #[inline]
+    pub(super) fn allocate_hot(&self, size: u64) -> Option<Offset> {
+        let class = self.classes.quick(size);
+        self.key.with_hot(|seat| seat.bins.take(&self.tables, class, |_| ())).flatten()
+    }
+
+    /// Frees a block of an open slab of the thread's lane.
+    ///
+    /// A function of its own, with a result that fits into a register, as an error does not: inlined, it would make the loops
+    /// around it spill what they hold.
+    #[inline(never)]
+    pub(super) fn free_hot(&self, block: Offset) -> Hot {
+        self.key.with_hot(|seat| seat.bins.free_hot(&self.tables, block)).unwrap_or(Hot::NotHere)
+    }
+
     /// Allocates, taking the heap lock where it is needed; `before_commit` is called with the block before it is allocated.
     pub(super) fn allocate(&self, caller: Caller<'_>, kind: Kind, mut before_commit: impl FnMut(u64)) -> Result<u64> {
         if let (Caller::Lane(seat), Kind::Small(class)) = (caller, kind) {
