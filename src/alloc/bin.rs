@@ -1,8 +1,8 @@
 //! Bins: what a lane keeps in private memory, one for each size class.
 //!
-//! Blocks are allocated from the bin's hand ([`Hand`]), and those that are freed go back there. When it is empty, it is dealt
-//! the free blocks of a word, one word of one slab at a time. So what to allocate is chosen from private memory, and does
-//! not wait for a shared word.
+//! Blocks that are freed go into the bin's hand ([`Hand`]), and are the next that are allocated. When it is empty, a bin works
+//! on one word of one slab at a time, and holds a private copy of that word's free bits, of which it takes the lowest. So
+//! what to allocate is chosen from private memory, and does not wait for a shared word.
 //!
 //! B1. A bit that is set in the copy is set in the region's free word too, or its block was freed twice; its block is in no
 //!     hand. Blocks that are freed into the word meanwhile are in the hand, or are seen when the word is taken again.
@@ -182,6 +182,7 @@ impl Bins {
     #[inline]
     fn advance(&self, tables: &Tables, class: ClassIndex, info: &Class) -> bool {
         let bin = self.bin(class);
+        debug_assert!(bin.hand.is_empty() && bin.copy.get() == 0, "B1: blocks of the word could be in hand");
         let (word, pair) = (u32::from(bin.word.get()) + 1, bin.pair.get() + 1);
         if bin.current.get() == 0 || word > info.last_word {
             return false;
@@ -277,6 +278,7 @@ impl Bins {
     #[inline]
     fn enter(&self, tables: &Tables, slab: &Slab<'_>, from: u32) -> bool {
         let bin = self.bin(slab.class);
+        debug_assert!(bin.hand.is_empty() && bin.copy.get() == 0, "B1: blocks of the word could be in hand");
         let first_pair = slab.first_pair(tables);
         for word in from..slab.info.words() {
             let pair = first_pair + u64::from(word);

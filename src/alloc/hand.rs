@@ -1,9 +1,9 @@
-//! Hands: the free blocks that a lane allocates next, last in, first out.
+//! Hands: blocks that a lane has just freed, and allocates next, last in, first out.
 //!
-//! A block that was freed is allocated again while it is still in the caches, and neither freeing nor allocating has to look
-//! for anything: a hand tells where the block is, and how its bit is changed. Thread caches of other allocators (Bonwick's
-//! magazines, USENIX 2001) hold blocks that count as allocated; here, those in a hand are free, and their bits say so. A hand
-//! is private memory, and nothing is lost with it.
+//! They are still in the caches, and nothing has to be looked for: a hand tells where a block is, and which bit of which
+//! word is to be changed. The magazines and thread caches of other allocators (Bonwick and Adams, USENIX 2001) hold blocks
+//! that count as allocated; here, those in a hand are free, and their bits say so. A hand is private memory, and nothing is
+//! lost with it.
 //!
 //! H1. The free bit of each block in a hand is set, and the block is in no other hand, and in it once.
 //! H2. A hand's blocks belong to slabs of which the lane has notes.
@@ -14,8 +14,8 @@ use std::sync::atomic::AtomicU64;
 
 use crate::region::{Offset, Region, Spot};
 
-/// Most blocks in a hand. More would make slabs that become empty dearer, as all of a hand is looked through for their
-/// blocks; and the lists are the better place for blocks that wait for long.
+/// Most blocks in a hand. With more, a slab that becomes empty costs more, as all of the hand is looked through for its
+/// blocks; with fewer, words are looked for more often.
 pub(super) const HAND_MAX: usize = 16;
 
 /// Free blocks of one class.
@@ -28,6 +28,9 @@ pub(super) struct Hand {
     /// Which bits of them they are, modulo 64.
     bits: [Cell<u64>; HAND_MAX],
 }
+
+/// Where a block of a hand is written down: itself, its free word, its bit.
+type Place<'a> = (&'a Cell<Offset>, &'a Cell<Spot<AtomicU64>>, &'a Cell<u64>);
 
 impl Hand {
     /// An empty hand. Any word will do for the places that are not used yet.
@@ -46,7 +49,7 @@ impl Hand {
     }
 
     #[inline]
-    fn place(&self, index: usize) -> Option<(&Cell<Offset>, &Cell<Spot<AtomicU64>>, &Cell<u64>)> {
+    fn place(&self, index: usize) -> Option<Place<'_>> {
         Some((self.blocks.get(index)?, self.words.get(index)?, self.bits.get(index)?))
     }
 

@@ -11,7 +11,7 @@
 //! | orphan | `orphan.rs` | a slab that belongs to whoever holds the heap lock |
 //! | note | `notes.rs` | what a lane writes down, in private memory, of a slab that it owns |
 //! | bin | `bin.rs` | what a lane keeps in private memory for one class: the word it is working on, and its slabs in lists |
-//! | hand | `hand.rs` | the free blocks of a bin that are allocated next |
+//! | hand | `hand.rs` | blocks that were just freed, and are allocated next |
 //! | kept span | `kept.rs` | what a lane has freed and is likely to use again, without a lock |
 //! | parting | `parting.rs` | what a lane gives away when memory is short, or when it ends |
 //! | large | `large.rs` | blocks that are spans of their own |

@@ -20,7 +20,7 @@ pub(crate) const CLASS_SLOTS: usize = 64;
 
 const _: () = assert!((NO_CLASS as usize) < CLASS_SLOTS, "there is room for a class that no heap has");
 /// A slab has at least this many blocks.
-const BLOCKS_MIN: u64 = 8;
+const BLOCKS_MIN: u64 = 4;
 /// A pair of words, free and remote, stands for 64 blocks; pages have one for so many bytes, enough for the smallest
 /// blocks.
 const BYTES_PER_PAIR: u64 = 64 * 16;
@@ -244,7 +244,7 @@ mod tests {
             let classes = Classes::new(&header);
             for class in classes.indices().map(|index| *classes.get(index).unwrap()) {
                 let bytes = u64::from(class.pages) << page_shift;
-                assert!(class.blocks >= 8 && u64::from(class.blocks) * u64::from(class.size) <= bytes);
+                assert!(u64::from(class.blocks) >= BLOCKS_MIN && u64::from(class.blocks) * u64::from(class.size) <= bytes);
                 assert!(bytes < 1 << 21, "index_of needs distances below 2^21");
                 let last_pair = u64::from(class.skew) * PAIRS_PER_LINE + u64::from(class.last_word);
                 assert!((class.skew + 1).is_power_of_two() && last_pair < bytes / BYTES_PER_PAIR);

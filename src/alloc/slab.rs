@@ -26,6 +26,13 @@ pub(crate) struct BlockBit {
     pub(crate) mask: u64,
 }
 
+impl BlockBit {
+    /// The block's index in its slab.
+    pub(crate) fn index(self) -> u32 {
+        self.word * 64 + self.mask.trailing_zeros()
+    }
+}
+
 /// What an offset names.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Located<'a> {
@@ -264,7 +271,7 @@ impl Slab<'_> {
 
     #[cold]
     fn double_free(&self, tables: &Tables, bit: BlockBit) -> Error {
-        Error::DoubleFree { offset: self.block_at(tables, bit.word * 64 + bit.mask.trailing_zeros()) }
+        Error::DoubleFree { offset: self.block_at(tables, bit.index()) }
     }
 
     /// Moves the remote bits of a word into its free word, for who may write it. A death between the two stores leaves

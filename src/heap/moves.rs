@@ -14,7 +14,7 @@ use super::attachment::Attachment;
 use super::lane::{Caller, LaneSeat};
 use super::paths::Kind;
 use crate::alloc::slab::BlockBit;
-use crate::alloc::{Bins, Class, Freed, Slab};
+use crate::alloc::{Bins, Class, Freed, Hot, Slab};
 use crate::error::{Corruption, Result};
 use crate::format::{ClassIndex, LaneRecord, MOVE_DECIDES, SHARED_LANE};
 use crate::journal::Locked;
@@ -155,6 +155,16 @@ impl Attachment {
         seat: &LaneSeat,
         (slab, bit): (Slab<'_>, BlockBit),
     ) -> Result<()> {
+        let block = slab.block_at(&self.tables, bit.index());
+        let hot = Offset::new(block).map_or(Hot::NotHere, |block| seat.bins.free_hot(&self.tables, block));
+        if let Hot::Freed | Hot::Unsettled = hot {
+            self.end_move(caller, record);
+            if let Hot::Unsettled = hot {
+                // The block is free whatever becomes of its slab.
+                let _ = self.settle_in(seat, block);
+            }
+            return Ok(());
+        }
         let freed = seat.bins.free(&self.tables, &slab, bit)?;
         self.end_move(caller, record);
         if freed == Freed::Emptied {

@@ -393,7 +393,7 @@ impl Options {
         let lanes = in_range("lanes", self.lanes.unwrap_or(lanes_default), LANES_MAX)?;
         let slots_default = u32::try_from(capacity >> 14).unwrap_or(u32::MAX).clamp(16, ROOT_SLOTS_MAX);
         let root_slots = in_range("root_slots", self.root_slots.unwrap_or(slots_default), ROOT_SLOTS_MAX)?;
-        // The largest class is a 512th of the capacity, so that a slab of eight blocks is a small part of the heap.
+        // The largest class is a 512th of the capacity, so that a slab is a small part of the heap.
         let class_max = (capacity >> 9).clamp(1024, 32 << 10);
         let slab_min = (capacity >> 12).clamp(page_size.min(16 << 10), 16 << 10).max(page_size);
         Ok(Header {

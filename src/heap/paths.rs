@@ -228,8 +228,8 @@ impl Attachment {
         Ok(())
     }
 
-    /// Before a lane takes memory that was never used, it gives back what it keeps, until there is a run that is long enough:
-    /// then memory grows with what is in use, and not by what each size class once needed.
+    /// Before a lane takes memory that was never used, it gives back what it keeps, until a run is long enough: then memory
+    /// grows with what is in use, and not by what each size class once needed.
     fn make_room(&self, locked: &Locked, seat: &LaneSeat, pages: u32) -> Result<()> {
         let (kept, lane) = (&seat.bins.kept, seat.bins.lane());
         let Some(count) = PageCount::new(pages) else { return Ok(()) };
@@ -321,11 +321,15 @@ impl Attachment {
     /// After a block of a slab of the calling thread's lane was freed: puts the slab where it belongs now.
     #[inline(never)]
     pub(super) fn settle_freed(&self, block: u64) -> Result<()> {
-        let settle = |seat: &LaneSeat| match seat.bins.settle(&self.tables, &self.classes, block)? {
+        self.key.with(|seat| self.settle_in(seat, block)).unwrap_or(Ok(()))
+    }
+
+    /// The same for a lane that is at hand.
+    pub(super) fn settle_in(&self, seat: &LaneSeat, block: u64) -> Result<()> {
+        match seat.bins.settle(&self.tables, &self.classes, block)? {
             Some(slab) => self.give_back_emptied(seat, &slab),
             None => Ok(()),
-        };
-        self.key.with(settle).unwrap_or(Ok(()))
+        }
     }
 
     /// Gives back the span of a slab of the calling thread's lane that has become wholly free and stands in no list. The
