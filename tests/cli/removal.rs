@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use nix::unistd::geteuid;
 
 use crate::harness::{Heap, fine, holder, program, refused, run};
-use crate::stage::Stage;
 
 #[test]
 fn a_heap_in_a_file_is_not_removed_while_somebody_has_it_attached() {
@@ -63,22 +62,4 @@ fn control_characters_in_names_do_not_reach_the_terminal() {
         let ran = run(command);
         assert!(!(ran.stdout + &ran.stderr).contains('\u{1b}'), "{command:?}");
     }
-}
-
-#[test]
-fn a_remedy_for_what_cannot_be_opened_works_as_it_stands() {
-    let heap = Heap::new("remedy");
-    std::fs::File::options().write(true).open(heap.path()).expect("it is there").set_len(8192).expect("it is truncated");
-    for command in ["stat", "validate", "create"] {
-        let error = run(&[command, heap.name()]).stderr;
-        assert!(error.contains(&format!("shmheap rm --any-kind {}", heap.name())), "{command}: {error}");
-    }
-    fine(&["rm", "--any-kind", heap.name()]);
-}
-
-#[test]
-fn a_system_without_dev_shm_is_told_so() {
-    let Some(mut stage) = Stage::new("a_system_without_dev_shm_is_told_so", "1M") else { return };
-    let ended = stage.run("mount -t tmpfs tmpfs /dev && shmheap create orders");
-    assert!(ended.code == 3 && ended.text.contains("there is no /dev/shm"), "{ended:?}");
 }

@@ -151,7 +151,8 @@ impl fmt::Display for Listing {
         }
         for (hidden, what) in [(self.others, "are no heaps"), (self.closed, "you may not read")] {
             if hidden != 0 {
-                let text = format_args!("{hidden} more that {what}; shmheap ls --all lists them");
+                let more = if self.heaps.is_empty() { "" } else { "more " };
+                let text = format_args!("{hidden} {more}that {what}; shmheap ls --all lists them");
                 writeln!(f, "{}", styled(DIM, text))?;
             }
         }
@@ -176,6 +177,7 @@ impl Ls {
         output.print(&Listing { heaps, others: hidden.len() - closed, closed })?;
         Ok(if has_broken { Verdict::Wrong } else { Verdict::Fine })
     }
+
     fn segments(&self) -> Result<Vec<SegmentInfo>, Failure> {
         if self.places.is_empty() {
             return Ok(Heap::segments()?);
