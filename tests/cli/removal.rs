@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::unistd::geteuid;
 
-use crate::harness::{Heap, fine, holder, program, refused, run};
+use crate::harness::{Heap, fine, holder, program, refused, run_in_colour};
 
 #[test]
 fn a_heap_in_a_file_is_not_removed_while_somebody_has_it_attached() {
@@ -59,7 +59,8 @@ fn control_characters_in_names_do_not_reach_the_terminal() {
     let path = folder.path().join("odd\u{1b}[31mname").display().to_string();
     fine(&["create", &path]);
     for command in [["stat", &path].as_slice(), &["ls", &path], &["validate", &path], &["rm", &path], &["stat", &path]] {
-        let ran = run(command);
-        assert!(!(ran.stdout + &ran.stderr).contains('\u{1b}'), "{command:?}");
+        let ran = run_in_colour(command);
+        let said = ran.stdout + &ran.stderr;
+        assert!(said.contains("odd\\u{1b}[31mname") && !said.contains("odd\u{1b}"), "{command:?}: {said:?}");
     }
 }
