@@ -82,6 +82,15 @@ impl Place {
         opened.map_err(|error| self.explain(error))
     }
 
+    /// What stands here, looked at without opening it.
+    pub(crate) fn look(&self) -> Result<SegmentInfo, Failure> {
+        let found = match self {
+            Self::Segment(name) => Heap::segment(name),
+            Self::File(path) => Heap::file_info(path),
+        };
+        found.map_err(|error| self.explain(error))
+    }
+
     /// The failure for an error that concerns this place.
     pub(crate) fn explain(&self, error: Error) -> Failure {
         remedies::tell(&error, Some(self))

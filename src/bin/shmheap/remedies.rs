@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Uid, User};
-use shmheap::{Error, Heap, SegmentKind};
+use shmheap::{Error, SegmentKind};
 
 use crate::failure::{Failure, user_name};
 use crate::place::{FOLDER, Place, near};
@@ -117,11 +117,7 @@ fn absence(error: &Error, place: Option<&Place>) -> Option<Failure> {
 /// What to do about what stands where something is to be created.
 fn what_stands(place: &Place) -> String {
     let name = place.text();
-    let found = match place {
-        Place::Segment(name) => Heap::segment(name),
-        Place::File(path) => Heap::file_info(path),
-    };
-    match found.map(|info| info.kind) {
+    match place.look().map(|found| found.kind) {
         Ok(SegmentKind::Heap) => format!("look at it with: shmheap stat {name}; or remove it with: shmheap rm {name}"),
         _ => format!("it is no heap that can be opened; if it is to go: {}", removal(&name)),
     }

@@ -182,10 +182,6 @@ impl Ls {
         if self.places.is_empty() {
             return Ok(Heap::segments()?);
         }
-        let look = |place: &Place| match place {
-            Place::Segment(name) => Heap::segment(name).map_err(|error| place.explain(error)),
-            Place::File(path) => Heap::file_info(path).map_err(|error| place.explain(error)),
-        };
-        self.places.iter().map(look).collect()
+        self.places.iter().map(Place::look).collect()
     }
 }
