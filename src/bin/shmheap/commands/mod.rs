@@ -12,6 +12,7 @@ mod image;
 mod ls;
 mod map;
 mod rm;
+mod roots;
 mod stat;
 mod stress;
 mod top;
@@ -73,7 +74,7 @@ pub(crate) enum Command {
     Top(top::Top),
     Watch(watch::Watch),
     Blocks(blocks::Blocks),
-    Roots(blocks::Roots),
+    Roots(roots::Roots),
     Dump(blocks::Dump),
     Get(values::Get),
     Put(values::Put),
