@@ -144,6 +144,57 @@ fn a_name_that_does_not_exist_or_cannot_is_refused() {
 }
 
 #[test]
+fn what_was_looked_at_is_removed_and_nothing_else() {
+    let segment = Segment::new("same");
+    let options = Heap::options().capacity(1 << 20);
+    let look = || Heap::segment(segment.name()).expect("it is there");
+    drop(segment.create(&options));
+    let earlier = look();
+    Heap::unlink(segment.name()).expect("it is there");
+    assert_eq!(Heap::unlink_if_same(&earlier), Ok(false), "it was gone already");
+    drop(segment.create(&options));
+    assert_eq!(Heap::unlink_if_same(&earlier), Ok(false), "another heap has its name");
+    let found = look();
+    let heap = Heap::open(segment.name()).expect("it is there");
+    assert_eq!(Heap::unlink_if_same(&found), Ok(false), "somebody has attached it since");
+    let mut worker = Worker::start("only look", &[("NAME", segment.name())]);
+    worker.expect("attached");
+    drop(heap);
+    assert_eq!(Heap::unlink_if_same(&found), Ok(false), "if only to look");
+    worker.kill();
+    File::options().write(true).open(segment.path()).expect("it is there").set_len(8192).expect("it can be truncated");
+    assert_eq!(Heap::unlink_if_same(&found), Ok(false), "it is no sound heap any more");
+    assert_eq!(Heap::unlink_if_same(&look()), Ok(true));
+    assert!(!std::path::Path::new(&segment.path()).exists());
+}
+
+#[test]
+fn what_is_in_use_is_removed_by_who_has_seen_that() {
+    let (segment, heap) = new_heap("seen");
+    let found = listed(&segment);
+    assert_eq!((found.attached, Heap::unlink_if_same(&found)), (Some(true), Ok(true)));
+    heap.validate().expect("who has it attached keeps it");
+    assert_eq!(
+        Heap::segment(segment.name()).map(|info| info.kind),
+        Err(Error::NotFound { name: segment.name().to_owned() })
+    );
+}
+
+#[test]
+fn a_file_is_removed_whatever_its_path_consists_of() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"a \xff heap"));
+    drop(Heap::options().capacity(1 << 20).create_file(&path).expect("a heap"));
+    let found = Heap::file_info(&path).expect("it is there");
+    std::fs::rename(&path, folder.path().join("elsewhere")).expect("it can be renamed");
+    drop(Heap::options().capacity(1 << 20).create_file(&path).expect("a heap"));
+    assert_eq!((Heap::unlink_if_same(&found), path.exists()), (Ok(false), true), "another one has its path");
+    let found = Heap::file_info(&path).expect("it is there");
+    assert_eq!((Heap::unlink_if_same(&found), path.exists()), (Ok(true), false));
+}
+
+#[test]
 fn names_of_creators_that_died_are_removed_and_those_of_the_living_are_not() {
     let name = |tag: &str| format!(".shmheap-new-{tag}-{}", std::process::id());
     let (left, living, other) = (name("left"), name("living"), format!(".other-{}", std::process::id()));
@@ -160,11 +211,12 @@ fn names_of_creators_that_died_are_removed_and_those_of_the_living_are_not() {
     let state = |name: &str| segments.iter().find(|info| info.name == *name).map(|info| (info.kind.clone(), info.attached));
     assert_eq!(state(&left), Some((SegmentKind::Temporary, Some(false))));
     assert_eq!(state(&living), Some((SegmentKind::Temporary, Some(true))));
-    let removed = Heap::remove_leftovers().expect("they can be listed");
-    assert!(removed.contains(&left) && !removed.contains(&living), "{removed:?}");
+    let found = |name: &str| segments.iter().find(|info| info.name == *name).expect("it is listed");
+    assert_eq!([&left, &living].map(|name| Heap::unlink_if_same(found(name))), [Ok(true), Ok(false)]);
     let exists = |name: &str| std::path::Path::new(&path(name)).exists();
     assert_eq!([&left, &living, &other].map(|name| exists(name)), [false, true, true]);
     drop(held);
-    assert!(Heap::remove_leftovers().expect("they can be listed").contains(&living));
+    let found = Heap::segment(&living).expect("it is there");
+    assert_eq!(Heap::unlink_if_same(&found), Ok(true), "its creator has died by now");
     std::fs::remove_file(path(&other)).expect("it is there");
 }

@@ -91,3 +91,25 @@ fn a_damaged_page_table_ends_the_row_and_no_more() {
         assert!(seen.iter().map(|span| span.len).sum::<u64>() <= heap.total_size());
     }
 }
+
+/// The bits of a slab's blocks have memory only where there are slabs, a group of pages of 1 MiB at a time. Looks once
+/// followed whatever said that it was a slab, and the kernel gave memory to what they read, or had none left and raised a
+/// signal.
+#[test]
+fn looking_at_a_slab_for_whose_bits_there_is_no_memory_takes_none() {
+    let (segment, heap) = new_heap("no-bits");
+    heap.allocate(3 << 20).expect("room");
+    let entries = (heap.pages_start() + heap.total_size()).next_multiple_of(64);
+    let file = std::fs::File::options().write(true).open(segment.path()).expect("it is there");
+    // The large block's first page is free now, and a later page, of another group, says that it is a slab.
+    let later = (2 << 20) / heap.page_size() + 5;
+    file.write_all_at(&[0; 8], entries).expect("it can be written to");
+    file.write_all_at(&[1, 0, 1, 0, 0, 0, 0, 0], entries + later * 8).expect("it can be written to");
+    let taken = || Heap::segment(segment.name()).expect("it is there").taken;
+    let before = taken();
+    let all = spans(&heap);
+    // Whether it tells anything of a heap like this one does not matter here.
+    let _ = (heap.activity(), heap.stats(), heap.blocks().count());
+    assert_eq!(taken(), before, "bytes of memory");
+    assert!(all.iter().all(|span| matches!(span.usage, SpanUsage::Free { .. })), "{all:?}");
+}

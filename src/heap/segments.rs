@@ -40,6 +40,8 @@ pub struct SegmentInfo {
     /// lives. `None` where that cannot be told: it is no heap, may not be read, or is a heap of another version of which
     /// nobody has a lane.
     pub attached: Option<bool>,
+    /// What was looked at: `name` need not be all of its name, which may have other bytes than UTF-8.
+    entry: Entry,
 }
 
 /// What a segment is, by its first bytes.
@@ -92,7 +94,7 @@ impl Heap {
     /// # }
     /// ```
     pub fn segments() -> Result<Vec<SegmentInfo>> {
-        Ok(segments::entries(|_| true)?.iter().filter_map(describe).collect())
+        Ok(segments::entries()?.iter().filter_map(describe).collect())
     }
 
     /// The segment of this name, as [`Heap::segments`] lists it.
@@ -119,18 +121,52 @@ impl Heap {
         found.ok_or_else(|| Error::NotFound { name: path.display().to_string() })
     }
 
-    /// Removes the names that creators have left who died while they created a heap, and returns them. Heaps are not
-    /// touched.
+    /// Removes the name of a segment or file that was looked at, if it still leads to that and nobody has attached it
+    /// since. True if it was removed; false if it stays as it is, or was gone already. Processes that have it attached
+    /// keep it until they detach; then its memory is freed.
     ///
-    /// Only where the file system behind /dev/shm cannot make files without a name is there ever anything to remove, and
-    /// each creation does the same.
+    /// What must be as it was found: device, inode, instance, owner, and kind; and `attached`, unless that is `Some(true)`:
+    /// who found it in use and removes it all the same, or has set `attached` so, does not mind more users. Of a name that
+    /// a creator has left, its creator must be dead.
+    ///
+    /// The kernel cannot look and remove in one step. Who attaches it in the microseconds between keeps it, without a
+    /// name; but a heap that is made under the same name just then loses it.
     ///
     /// # Errors
     ///
-    /// As [`Heap::segments`].
-    pub fn remove_leftovers() -> Result<Vec<String>> {
-        let left = segments::entries(segments::is_temporary)?.into_iter().filter(Entry::remove_if_left);
-        Ok(left.map(|entry| entry.name).collect())
+    /// [`Error::PermissionDenied`] if it may not be removed, [`Error::NotAHeap`] for a folder, and [`Error::System`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shmheap::Heap;
+    ///
+    /// # let name = &format!("doc-unlink-{}", std::process::id());
+    /// drop(Heap::options().create(name)?);
+    /// let found = Heap::segment(name)?;
+    /// assert_eq!(found.attached, Some(false));
+    ///
+    /// let heap = Heap::open(name)?;
+    /// assert!(!Heap::unlink_if_same(&found)?, "somebody has attached it since");
+    /// drop(heap);
+    /// assert!(Heap::unlink_if_same(&found)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn unlink_if_same(found: &SegmentInfo) -> Result<bool> {
+        let Some(entry) = found.entry.again() else { return Ok(false) };
+        let is_same = |now: &SegmentInfo| {
+            let is_it = now.instance == found.instance && now.kind == found.kind && entry.is_same(&found.entry);
+            is_it && (found.attached == Some(true) || now.attached == found.attached)
+        };
+        if !describe(&entry).as_ref().is_some_and(is_same) {
+            return Ok(false);
+        }
+        match entry.remove() {
+            Err(Error::NotFound { .. }) => Ok(false),
+            removed => removed,
+        }
     }
 }
 
@@ -159,8 +195,10 @@ fn describe(entry: &Entry) -> Option<SegmentInfo> {
             Err(kind) => (kind, Some(*is_in_use)),
         },
     };
-    let Entry { name, owner, mode, len, taken, identity: (device, inode), .. } = entry.clone();
-    Some(SegmentInfo { name, kind, owner, mode, len, taken, device, inode, instance, created_ms, attached })
+    let entry = entry.clone();
+    let Entry { owner, mode, len, taken, identity: (device, inode), .. } = entry;
+    let name = entry.name.clone();
+    Some(SegmentInfo { name, kind, owner, mode, len, taken, device, inode, instance, created_ms, attached, entry })
 }
 
 /// The header of a heap that can be opened, or what it is instead.

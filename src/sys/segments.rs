@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
+use nix::unistd::unlink;
 
-use super::object::{SHM_DIR, TEMPORARY_PREFIX};
+use super::object::{Place, SHM_DIR, TEMPORARY_PREFIX};
 use super::{system, token};
 use crate::error::Result;
 
@@ -23,7 +24,7 @@ const ENTRIES_MAX: usize = 65_536;
 pub(crate) const START_LEN: usize = 128;
 
 /// What the kernel tells of an entry.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) name: String,
     path: PathBuf,
@@ -54,17 +55,17 @@ pub(crate) enum Look {
 }
 
 /// True for the temporary name of a creation under way.
-pub(crate) fn is_temporary(name: &[u8]) -> bool {
+fn is_temporary(name: &[u8]) -> bool {
     name.starts_with(TEMPORARY_PREFIX.as_bytes())
 }
 
-/// The directory's entries with wanted names, in the order of their names. What goes while it is looked at is left out.
-pub(crate) fn entries(is_wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<Entry>> {
+/// The directory's entries, in the order of their names. What goes while it is looked at is left out.
+pub(crate) fn entries() -> Result<Vec<Entry>> {
     // Not by way of `std`, which panics where a directory cannot be closed.
     let opened = Dir::open(SHM_DIR, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
     let mut listed = opened.map_err(|errno| system("open(/dev/shm)", errno))?;
     let names = listed.iter().flatten().map(|entry| entry.file_name().to_bytes().to_owned());
-    let wanted = names.filter(|name| name != b"." && name != b".." && is_wanted(name)).take(ENTRIES_MAX);
+    let wanted = names.filter(|name| name != b"." && name != b"..").take(ENTRIES_MAX);
     let mut entries: Vec<Entry> = wanted.filter_map(|name| Entry::at(OsStr::from_bytes(&name))).collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
@@ -124,10 +125,28 @@ impl Entry {
         }
     }
 
-    /// Removes a temporary name whose creator is dead; false if it is not that.
-    pub(crate) fn remove_if_left(&self) -> bool {
-        let is_left = |file: File| token::lock_creation(&file) && std::fs::remove_file(&self.path).is_ok();
-        self.is_temporary && self.is_file && self.open(true).is_ok_and(is_left)
+    /// What has its name now, if anything does.
+    pub(crate) fn again(&self) -> Option<Self> {
+        Self::of(self.name.clone(), self.path.clone(), self.is_temporary)
+    }
+
+    /// True if the other one is of the same object, and of the same owner.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.identity, self.owner) == (other.identity, other.owner)
+    }
+
+    /// Removes the name; false for a temporary one whose creator lives, or which is another one's by now.
+    pub(crate) fn remove(&self) -> Result<bool> {
+        // The creator's token is held to the end: it is dead, and nobody else takes the name for its.
+        let left = (self.is_temporary && self.is_file).then(|| self.open(true).ok().filter(token::lock_creation));
+        if matches!(left, Some(None)) {
+            return Ok(false);
+        }
+        let place = match self.name.contains('/') {
+            true => Place::File(self.path.clone()),
+            false => Place::Segment(self.name.clone()),
+        };
+        unlink(&self.path).map(|()| true).map_err(|errno| place.refusal("unlink", errno))
     }
 }
 

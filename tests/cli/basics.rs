@@ -1,5 +1,7 @@
 //! `create`, `ls`, `rm`, `stat`.
 
+use std::os::unix::fs::PermissionsExt;
+
 use crate::harness::{Heap, fine, json, refused, run};
 
 #[test]
@@ -49,4 +51,6 @@ fn a_heap_that_lets_its_group_in_is_still_its_owners() {
     fine(&["create", heap.name(), "--mode", "660"]);
     fine(&["put", heap.name(), "greeting", "hello"]);
     fine(&["trim", heap.name()]);
+    std::fs::set_permissions(heap.path(), std::fs::Permissions::from_mode(0o666)).expect("it is ours");
+    assert!(refused(3, &["trim", heap.name()]).contains("chmod go-w"), "but not one that lets everybody in");
 }

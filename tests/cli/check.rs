@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use crate::harness::{Heap, fine, holder, json, program, refused, run};
 
 /// Writes bytes into a segment, behind everybody's back.
-fn scribble(heap: &Heap, at: u64, bytes: &[u8]) {
+pub(crate) fn scribble(heap: &Heap, at: u64, bytes: &[u8]) {
     let file = File::options().write(true).open(heap.path()).expect("the segment is there");
     file.write_all_at(bytes, at).expect("it can be written to");
 }

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use crate::harness::{json, run};
 use crate::stage::Stage;
+use crate::troubles::DAMAGE;
 
 /// A system made of files.
 struct Made(TempDir);
@@ -237,4 +238,27 @@ fn what_stands_in_dev_shm_is_told_with_who_has_it() {
     assert_eq!(of("calls").0, "fine");
     let text = stage.run("shmheap doctor").text;
     assert!(text.contains("warning  broken") && text.contains("do: shmheap gc\n"), "{text}");
+}
+
+#[test]
+fn a_heap_that_can_be_opened_but_is_damaged_is_a_problem() {
+    let Some(mut stage) = Stage::new("a_heap_that_can_be_opened_but_is_damaged_is_a_problem", "256M") else { return };
+    let damaged = |stage: &mut Stage| {
+        let ended = stage.run("shmheap doctor --json");
+        let report: Value = serde_json::from_str(&ended.text).expect("JSON");
+        let checks = report["checks"].as_array().expect("a list");
+        checks.iter().find(|one| one["check"] == "damaged").expect("the check was done").clone()
+    };
+    stage.prepare(&[
+        "shmheap create sound && shmheap create orders && head -c 2M /dev/zero >photo",
+        "shmheap put orders photo --file photo",
+    ]);
+    let before = damaged(&mut stage);
+    assert_eq!((&before["grade"], &before["numbers"]["checked"]), (&"fine".into(), &2.into()), "{before:#}");
+    stage.prepare(&[DAMAGE]);
+    let after = damaged(&mut stage);
+    assert_eq!((&after["grade"], &after["numbers"]["damaged"]), (&"problem".into(), &1.into()), "{after:#}");
+    assert!(after["found"].as_str().is_some_and(|found| found.ends_with(": orders")), "{after:#}");
+    assert_eq!(after["remedy"], "shmheap repair orders --dry-run");
+    assert_eq!(stage.run("shmheap doctor").code, 1);
 }

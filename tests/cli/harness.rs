@@ -91,6 +91,11 @@ pub(crate) fn run(arguments: &[&str]) -> Ran {
     program().args(arguments).output().expect("the program can be started").into()
 }
 
+/// Runs it as if it printed to a terminal: what it is to say in colours keeps its escapes, and so does all else.
+pub(crate) fn run_in_colour(arguments: &[&str]) -> Ran {
+    program().env("CLICOLOR_FORCE", "1").args(arguments).output().expect("the program can be started").into()
+}
+
 /// Runs it; it must end with exit code 0 and say nothing on standard error. Returns what it printed.
 #[track_caller]
 pub(crate) fn fine(arguments: &[&str]) -> String {

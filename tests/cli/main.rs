@@ -27,11 +27,13 @@ mod top;
 mod troubles;
 mod values;
 mod watch;
+mod words;
 
 #[test]
 fn worker_entry() {
     common::worker::dispatch(&[
         ("hold a lane", harness::hold_a_lane),
+        ("hold a lane under another name", words::hold_a_lane_under_another_name),
         ("stop at work", troubles::stop_at_work),
         ("stop with the lock", troubles::stop_with_the_lock),
     ]);

@@ -198,7 +198,8 @@ fn the_page_on_damaged_heaps_holds() {
 
 /// Overwrites the entry of a page. The tables begin behind the pages, and with the entries; the pages begin where the first
 /// block stands; and the ninth page is one of the photo's.
-const DAMAGE: &str = "number() { sed -n \"s/.*\\\"$1\\\": \\([0-9]*\\).*/\\1/p\" numbers | sort -n | head -n 1; }; \
+pub(crate) const DAMAGE: &str = "number() { sed -n \"s/.*\\\"$1\\\": \\([0-9]*\\).*/\\1/p\" numbers \
+                      | sort -n | head -n 1; }; \
                       shmheap stat orders --json >numbers; \
                       printf '\\377\\377\\377\\377' | dd of=/dev/shm/orders bs=1 conv=notrunc status=none \
                       seek=$(($(number block) + $(number pages_bytes) + 64))";

@@ -2,8 +2,13 @@
 
 use std::io::Write;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::harness::{Heap, fine, json, program, refused, run};
+
+/// How long a value is read that is replaced all the time.
+const READING_MAX: Duration = Duration::from_secs(10);
 
 /// Stores what is written to the program's standard input.
 fn put_stdin(heap: &Heap, root: &str, bytes: &[u8]) {
@@ -90,6 +95,49 @@ fn readers_see_the_old_value_or_the_new_one_while_it_is_replaced() {
     let attached = heap.open();
     attached.validate().expect("the heap is sound");
     assert_eq!(attached.stats().expect("stats").allocated_blocks, 1, "each value that was replaced was freed once");
+}
+
+/// What `put` does, over and over: the value is replaced while it is read, by one in the block that the one before it had.
+fn replace_until(heap: &shmheap::Heap, values: &[Vec<u8>; 2], is_enough: &AtomicBool) -> shmheap::Result<()> {
+    for number in 0u64.. {
+        if is_enough.load(Ordering::Relaxed) {
+            break;
+        }
+        let value = &values[usize::from(number % 2 == 0)];
+        let block = heap.allocate_zeroed(value.len() + 24)?;
+        heap.copy_in(block, value)?;
+        let words = [u64::from_le_bytes(*b"put-len\0"), value.len() as u64, number | 1 << 63].map(u64::to_le_bytes);
+        heap.copy_in_at(block, heap.usable_size(block)? - 24, words.as_flattened())?;
+        let old = heap.set_root("value", block)?;
+        old.map_or(Ok(()), |old| heap.deallocate(old))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn no_reader_sees_a_part_of_one_value_and_a_part_of_another() {
+    let heap = Heap::new("torn");
+    let attached = heap.open();
+    let values = [vec![b'a'; 2 << 20], vec![b'b'; 2 << 20]];
+    let (is_enough, started) = (AtomicBool::new(false), Instant::now());
+    let (mut whole, mut torn) = (0, None);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| replace_until(&attached, &values, &is_enough));
+        while whole < 60 && torn.is_none() && started.elapsed() < READING_MAX {
+            let ran = program().args(["get", heap.name(), "value"]).output().expect("the program can be started");
+            match ran.status.code() {
+                Some(0) if values.contains(&ran.stdout) => whole += 1,
+                // It says so where it is replaced each time that it is read, and before there is one.
+                Some(3) => {}
+                _ => torn = Some(ran),
+            }
+        }
+        is_enough.store(true, Ordering::Relaxed);
+        writer.join().expect("it ends").expect("it can be replaced");
+    });
+    let torn = torn.map(|ran| (ran.status, ran.stdout.len(), String::from_utf8_lossy(&ran.stderr).into_owned()));
+    assert_eq!(torn, None, "after {whole} whole ones");
+    assert!(whole > 0, "nothing was read");
 }
 
 #[test]

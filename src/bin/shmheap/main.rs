@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | command | `commands/` | one file or folder for each subcommand: its arguments, what it does, what it prints |
 //! | [`place::Place`] | `place.rs` | what a NAME on the command line means: a segment, or a file |
-//! | [`failure::Failure`] | `failure.rs` | an error as a person at a terminal needs it: what, why, and the remedy as a command |
+//! | [`failure::Failure`] | `failure.rs` | why a command could not be carried out: what, why, and the remedy as a command |
+//! | remedy | `remedies.rs` | what is said of each error of the library, and the command that helps |
 //! | [`map::Map`] | `map/` | a heap as a picture: cells, their colours, and who paints them |
 //! | [`output::Output`] | `output.rs` | printing, as text or as JSON |
 //! | [`processes::Process`] | `processes.rs` | who has a heap attached, as far as /proc tells |
@@ -23,14 +24,15 @@ mod map;
 mod output;
 mod place;
 mod processes;
+mod remedies;
 mod units;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::CompleteEnv;
 
-use commands::Command;
+use commands::{Command, Inner};
 use failure::Failure;
 use output::Output;
 
@@ -50,6 +52,15 @@ struct Cli {
     command: Command,
 }
 
+/// The program as it starts itself. Apart from the command line for people, so that nothing there is completed, shortened or
+/// corrected to what is not meant for them.
+#[derive(Debug, Parser)]
+#[command(name = "shmheap")]
+struct InnerCli {
+    #[command(subcommand)]
+    command: Inner,
+}
+
 /// How a command ended that could be carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -64,9 +75,14 @@ type Outcome = Result<Verdict, Failure>;
 
 fn main() -> ExitCode {
     CompleteEnv::with_factory(Cli::command).complete();
-    let cli = Cli::parse();
-    let output = Output::new(cli.json);
-    match cli.command.run(&output) {
+    let is_inner = std::env::args_os().nth(1).is_some_and(|first| first.to_str().is_some_and(Inner::has_subcommand));
+    let outcome = if is_inner {
+        InnerCli::parse().command.run(&Output::new(false))
+    } else {
+        let cli = Cli::parse();
+        cli.command.run(&Output::new(cli.json))
+    };
+    match outcome {
         Ok(Verdict::Fine) => ExitCode::SUCCESS,
         Ok(Verdict::Wrong) => ExitCode::from(1),
         Err(failure) => {

@@ -8,9 +8,10 @@ use shmheap::{Error, Heap, Options, OwnerTrust, SegmentInfo, SegmentKind};
 
 use crate::failure::Failure;
 use crate::output::shown;
-use crate::processes::{self, Process};
-use crate::units;
+use crate::{remedies, units};
 
+/// Where segments stand.
+pub(crate) const FOLDER: &str = "/dev/shm";
 /// Most near matches that are proposed for a name that does not exist.
 const NEAR_MAX: usize = 3;
 /// How alike two names must be to be near, from 0 to 1.
@@ -55,7 +56,7 @@ impl Place {
     /// The path by which the kernel knows it.
     pub(crate) fn path(&self) -> PathBuf {
         match self {
-            Self::Segment(name) => Path::new("/dev/shm").join(name),
+            Self::Segment(name) => Path::new(FOLDER).join(name),
             Self::File(path) => path.clone(),
         }
     }
@@ -81,103 +82,25 @@ impl Place {
         opened.map_err(|error| self.explain(error))
     }
 
-    /// The failure for an error that concerns this place: with near matches, and with its name in the remedy.
-    pub(crate) fn explain(&self, error: Error) -> Failure {
-        let name = self.text();
-        match (self, &error) {
-            (Self::Segment(_), Error::NotFound { .. }) if !Path::new("/dev/shm").exists() => Failure::cannot_but(
-                "there is no /dev/shm, in which heaps have their names",
-                "sudo mkdir -p /dev/shm; sudo mount -t tmpfs tmpfs /dev/shm",
-            ),
-            (Self::Segment(asked), Error::NotFound { .. }) => Failure::cannot_but(
-                format!("there is no heap named {name:?}"),
-                match near(asked).as_slice() {
-                    [] => format!("shmheap ls lists the heaps there are; shmheap create {name} makes one"),
-                    names => format!("did you mean {}?", names.join(", ")),
-                },
-            ),
-            (Self::File(_), Error::NotFound { .. }) => {
-                Failure::cannot_but(format!("there is no file {name:?}"), "heaps in /dev/shm are named without a slash")
-            }
-            (_, Error::AlreadyExists { .. }) => {
-                Failure::cannot_but(format!("{name:?} exists already"), self.remedy_for_taken())
-            }
-            (_, Error::WrongVersion { found, supported }) => Failure::cannot_but(
-                format!("{name} has format version {found}, this program reads version {supported}"),
-                format!("use the shmheap that wrote it; or remove it with: {}", self.removal()),
-            ),
-            (_, Error::CapacityMismatch { expected, actual }) => Failure::wrong(
-                format!("{name} says that it has {expected} bytes, but {actual} are there: it was truncated"),
-                format!(
-                    "load the last image under another name (shmheap load), and remove this one with: {}",
-                    self.removal()
-                ),
-            ),
-            (_, Error::WrongMode { mode, .. }) => Failure::cannot_but(
-                format!("{name:?} has mode {mode:04o}: others than its owner may write to it"),
-                format!("chmod go-w {}, or trust them with --any-owner", self.path().display()),
-            ),
-            (_, Error::LockTimeout { holder_pid, waited_ms }) => self.stuck(*holder_pid, *waited_ms),
-            (_, Error::InUse { pid, .. }) => {
-                let text = format!("{name:?} is in use by pid {pid}, and can only be repaired when nobody uses it");
-                Failure::cannot_but(text, self.remedy_for_pid(*pid, |pid| format!("end that process first: kill {pid}")))
-            }
-            _ => match Failure::from(error) {
-                Failure::Wrong { text, remedy } => Failure::Wrong {
-                    text: format!("{name}: {text}"),
-                    remedy: remedy.map(|remedy| remedy.replace("NAME", &name)),
-                },
-                Failure::Cannot { text, remedy } => {
-                    Failure::Cannot { text, remedy: remedy.map(|remedy| remedy.replace("NAME", &name)) }
-                }
-                other => other,
-            },
-        }
-    }
-}
-
-impl Place {
-    /// The command that removes what stands here, whatever it is.
-    fn removal(&self) -> String {
-        format!("shmheap rm --any-kind {}", self.text())
-    }
-
-    /// What to do where something has the name that is wanted.
-    fn remedy_for_taken(&self) -> String {
-        let name = self.text();
-        let is_heap = match self {
+    /// What stands here, looked at without opening it.
+    pub(crate) fn look(&self) -> Result<SegmentInfo, Failure> {
+        let found = match self {
             Self::Segment(name) => Heap::segment(name),
             Self::File(path) => Heap::file_info(path),
         };
-        match is_heap.map(|info| info.kind) {
-            Ok(SegmentKind::Heap) => format!("look at it with: shmheap stat {name}; or remove it with: shmheap rm {name}"),
-            _ => format!("it is no heap that can be opened; if it is to go: {}", self.removal()),
-        }
+        found.map_err(|error| self.explain(error))
     }
 
-    fn stuck(&self, pid: u32, waited_ms: u64) -> Failure {
-        let text = format!("waited {waited_ms} ms for pid {pid}, which is alive but does not let go (stopped?)");
-        let kill = |pid| format!("let it go on with: kill -CONT {pid}; or end it with: kill -KILL {pid}");
-        Failure::cannot_but(text, self.remedy_for_pid(pid, kill))
-    }
-
-    /// What to do about a process that has named itself by this number, which may mean another one here.
-    fn remedy_for_pid(&self, pid: u32, remedy: impl Fn(u32) -> String) -> String {
-        if Process::using(pid, &self.path()).is_some() {
-            return remedy(pid);
-        }
-        let others = "that is its number in another container, or it belongs to another user; do not kill that number here";
-        match processes::mapping(&self.path()).as_slice() {
-            [] => others.to_owned(),
-            users => format!("{others}\nthe processes that have it mapped here: {}", processes::sentence(users)),
-        }
+    /// The failure for an error that concerns this place.
+    pub(crate) fn explain(&self, error: Error) -> Failure {
+        remedies::tell(&error, Some(self))
     }
 }
 
 /// The path by which the kernel knows a heap that is attached.
 pub(crate) fn path_of(heap: &Heap) -> PathBuf {
     let name = heap.name();
-    if name.contains('/') { PathBuf::from(name) } else { Path::new("/dev/shm").join(name) }
+    if name.contains('/') { PathBuf::from(name) } else { Path::new(FOLDER).join(name) }
 }
 
 /// Options that trust everybody, if asked to; else this user, and the group that the owner has let in.
@@ -192,7 +115,7 @@ fn heaps() -> Vec<SegmentInfo> {
 }
 
 /// Names of heaps that are like this one, the nearest first.
-fn near(name: &str) -> Vec<String> {
+pub(crate) fn near(name: &str) -> Vec<String> {
     let likeness = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
     let mut near: Vec<(f64, String)> = heaps().into_iter().map(|segment| (likeness(&segment.name), segment.name)).collect();
     near.retain(|(likeness, _)| *likeness >= NEAR_LEAST);

@@ -1,4 +1,4 @@
-//! `blocks`, `roots`, `dump`: looking inside.
+//! `blocks`, `dump`: looking inside.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -148,96 +148,6 @@ fn roots_by_block(heap: &Heap) -> shmheap::Result<HashMap<Offset, String>> {
     Ok(heap.roots()?.into_iter().filter_map(|root| Some((root.block?, root.name))).collect())
 }
 
-/// Lists the roots: the names by which blocks are found.
-#[derive(Debug, Args)]
-pub(crate) struct Roots {
-    #[command(flatten)]
-    named: Named,
-}
-
-#[derive(Debug, Serialize)]
-struct RootList {
-    slots: u32,
-    roots: Vec<Root>,
-}
-
-#[derive(Debug, Serialize)]
-struct Root {
-    name: String,
-    block: Option<u64>,
-    size: Option<u64>,
-    state: &'static str,
-    /// How the block begins, with escapes.
-    #[serde(rename = "begins_with")]
-    start: String,
-}
-
-/// Bytes of a root's block that are shown.
-const START_LEN: usize = 32;
-
-impl fmt::Display for RootList {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = output::table(&["ROOT", ">OFFSET", ">SIZE", "STATE", "BEGINS WITH"]);
-        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        for root in &self.roots {
-            let (offset, bytes) = (root.block.map(|block| format!("{block:#x}")), root.size.map(size));
-            table.add_row([root.name.clone(), or_none(offset), or_none(bytes), root.state.to_owned(), root.start.clone()]);
-        }
-        if !self.roots.is_empty() {
-            f.write_str(&output::lines_of(&table))?;
-        }
-        writeln!(f, "{}", styled(DIM, format_args!("{}, {} slots", counted(self.roots.len() as u64, "root"), self.slots)))
-    }
-}
-
-impl Roots {
-    pub(crate) fn run(self, output: &Output) -> Outcome {
-        let place = &self.named.place;
-        let heap = place.open_read_only()?;
-        let mut roots: Vec<Root> = heap
-            .roots()
-            .map_err(|error| place.explain(error))?
-            .into_iter()
-            .map(|root| {
-                let state = match (root.constructing, root.allocated) {
-                    (true, _) => "under construction",
-                    (false, false) => "its block was freed",
-                    (false, true) => "live",
-                };
-                let live = root.block.filter(|_| root.allocated);
-                let size = live.and_then(|block| heap.usable_size(block).ok());
-                let start = live.zip(size).map(|(block, size)| start_of(&heap, block, size)).unwrap_or_default();
-                Root {
-                    name: root.name,
-                    block: root.block.map(Offset::get),
-                    size: size.map(|size| size as u64),
-                    state,
-                    start,
-                }
-            })
-            .collect();
-        roots.sort_by(|a, b| a.name.cmp(&b.name));
-        output.print(&RootList { slots: heap.root_slots(), roots })?;
-        Ok(Verdict::Fine)
-    }
-}
-
-/// What to do about a root that leads to no block.
-pub(super) fn damaged(name: &str) -> String {
-    format!("shmheap validate {name} tells whether the heap is damaged; shmheap roots {name} lists the roots")
-}
-
-/// The first bytes of a block, as text with escapes, up to where only zeros follow.
-fn start_of(heap: &Heap, block: Offset, size: usize) -> String {
-    let len = super::values::noted_len(heap, block, size).ok().flatten().unwrap_or(size);
-    let mut bytes = vec![0; len.min(START_LEN)];
-    if heap.copy_out(block, &mut bytes).is_err() {
-        return String::new();
-    }
-    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    bytes.get(..end).unwrap_or_default().escape_ascii().to_string()
-}
-
 /// Shows the bytes of a block, in hexadecimal and as text.
 #[derive(Debug, Args)]
 pub(crate) struct Dump {
@@ -290,9 +200,10 @@ impl Dump {
         let place = &self.named.place;
         let heap = place.open_read_only()?;
         let (block, at) = self.find(&heap).map_err(|error| match error {
-            Error::RootUnknown { name } if super::values::is_root(&heap, &name) => {
-                Failure::wrong(format!("the block of the root {name:?} was freed, or is damaged"), damaged(&place.text()))
-            }
+            Error::RootUnknown { name } if super::values::is_root(&heap, &name) => Failure::wrong(
+                format!("the block of the root {name:?} was freed, or is damaged"),
+                super::roots::damaged(&place.text()),
+            ),
             Error::RootUnknown { name } => Failure::cannot_but(
                 format!("{name:?} is neither an offset nor a root of {}", place.text()),
                 format!("shmheap roots {0} lists the roots, shmheap blocks {0} the blocks", place.text()),

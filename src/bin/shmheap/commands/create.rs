@@ -9,7 +9,8 @@ use shmheap::{Heap, Options};
 use super::Named;
 use crate::output::Output;
 use crate::place::Place;
-use crate::{Outcome, Verdict, units};
+use crate::units::{self, counted};
+use crate::{Outcome, Verdict};
 
 /// Creates an empty heap.
 ///
@@ -59,7 +60,8 @@ impl fmt::Display for Created {
         let Self { name, created, capacity, page_size, lanes, root_slots } = self;
         let (verb, capacity, page_size) =
             (if *created { "created" } else { "was there already:" }, units::size(*capacity), units::size(*page_size));
-        writeln!(f, "{name} {verb} {capacity}, pages of {page_size}, {lanes} lanes, {root_slots} root slots")
+        let (lanes, slots) = (counted(*lanes, "lane"), counted(*root_slots, "root slot"));
+        writeln!(f, "{name} {verb} {capacity}, pages of {page_size}, {lanes}, {slots}")
     }
 }
 

@@ -4,7 +4,6 @@
 //! before the removal; a process that attaches in between keeps the heap, without its name.
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -135,7 +134,7 @@ impl Gc {
             return Ok(Heap::segments()?);
         }
         let of = |place: &Place| match place {
-            Place::Segment(name) => Heap::segment(name).map_err(|error| place.explain(error)),
+            Place::Segment(_) => place.look(),
             Place::File(_) => Err(Failure::usage(
                 format!("{} is a file: only heaps in /dev/shm are leftovers", place.text()),
                 format!("remove it with: shmheap rm {}", place.text()),
@@ -190,24 +189,11 @@ impl Gc {
         }
     }
 
-    /// Removes it, if it still is what it was; false if it is not, or has gone.
+    /// Removes it, if it still is what it was and nobody has attached it since; false if it stays, or has gone.
     fn remove(&self, segment: &SegmentInfo) -> Result<bool, Failure> {
         if self.dry_run {
             return Ok(true);
         }
-        let name = &segment.name;
-        // Somebody may have attached it since, or given its name to another one.
-        let is_the_same = |now: SegmentInfo| {
-            let identity = |info: &SegmentInfo| (info.device, info.inode, info.instance, info.owner);
-            identity(&now) == identity(segment) && now.kind == segment.kind && now.attached == segment.attached
-        };
-        if !Heap::segment(name).is_ok_and(is_the_same) {
-            return Ok(false);
-        }
-        match std::fs::remove_file(Path::new("/dev/shm").join(name)) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Failure::cannot(format!("{name} cannot be removed: {error}"))),
-        }
+        Heap::unlink_if_same(segment).map_err(|error| Place::Segment(segment.name.clone()).explain(error))
     }
 }

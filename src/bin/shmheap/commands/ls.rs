@@ -151,7 +151,8 @@ impl fmt::Display for Listing {
         }
         for (hidden, what) in [(self.others, "are no heaps"), (self.closed, "you may not read")] {
             if hidden != 0 {
-                let text = format_args!("{hidden} more that {what}; shmheap ls --all lists them");
+                let more = if self.heaps.is_empty() { "" } else { "more " };
+                let text = format_args!("{hidden} {more}that {what}; shmheap ls --all lists them");
                 writeln!(f, "{}", styled(DIM, text))?;
             }
         }
@@ -176,14 +177,11 @@ impl Ls {
         output.print(&Listing { heaps, others: hidden.len() - closed, closed })?;
         Ok(if has_broken { Verdict::Wrong } else { Verdict::Fine })
     }
+
     fn segments(&self) -> Result<Vec<SegmentInfo>, Failure> {
         if self.places.is_empty() {
             return Ok(Heap::segments()?);
         }
-        let look = |place: &Place| match place {
-            Place::Segment(name) => Heap::segment(name).map_err(|error| place.explain(error)),
-            Place::File(path) => Heap::file_info(path).map_err(|error| place.explain(error)),
-        };
-        self.places.iter().map(look).collect()
+        self.places.iter().map(Place::look).collect()
     }
 }

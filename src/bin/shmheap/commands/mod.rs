@@ -12,6 +12,7 @@ mod image;
 mod ls;
 mod map;
 mod rm;
+mod roots;
 mod stat;
 mod stress;
 mod top;
@@ -73,7 +74,7 @@ pub(crate) enum Command {
     Top(top::Top),
     Watch(watch::Watch),
     Blocks(blocks::Blocks),
-    Roots(blocks::Roots),
+    Roots(roots::Roots),
     Dump(blocks::Dump),
     Get(values::Get),
     Put(values::Put),
@@ -93,9 +94,14 @@ pub(crate) enum Command {
     Bench(bench::Bench),
     Completions(completions::Completions),
     Man(completions::Man),
-    #[command(hide = true, name = "__partner-of-bench")]
+}
+
+/// What the program starts itself as.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Inner {
+    #[command(name = "__partner-of-bench")]
     PartnerOfBench(bench::Partner),
-    #[command(hide = true, name = "__worker-of-stress")]
+    #[command(name = "__worker-of-stress")]
     WorkerOfStress(stress::worker::WorkerArguments),
 }
 
@@ -130,6 +136,13 @@ impl Command {
             Self::Bench(command) => command.run(output),
             Self::Completions(command) => command.run(output),
             Self::Man(command) => command.run(output),
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn run(self, output: &Output) -> Outcome {
+        match self {
             Self::PartnerOfBench(command) => command.run(output),
             Self::WorkerOfStress(command) => command.run(output),
         }

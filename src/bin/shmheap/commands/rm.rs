@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 use serde::Serialize;
-use shmheap::{Heap, SegmentInfo, SegmentKind};
+use shmheap::{Heap, SegmentKind};
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -63,36 +63,31 @@ impl Rm {
     }
 
     fn remove(&self, place: &Place) -> Result<(), Failure> {
-        let look = || match place {
-            Place::Segment(name) => Heap::segment(name).map_err(|error| place.explain(error)),
-            Place::File(path) => Heap::file_info(path).map_err(|error| place.explain(error)),
-        };
-        let found = look()?;
+        let mut found = place.look()?;
         self.check_kind(place, &found.kind)?;
-        if !self.force {
-            self.check_unused(place, look)?;
-        }
-        // Another one may have been given the name while this one was looked at.
-        let identity = |info: &SegmentInfo| (info.device, info.inode, info.instance);
-        if identity(&look()?) != identity(&found) {
-            let text = format!("{} was made anew meanwhile", place.text());
-            return Err(Failure::cannot_but(text, format!("look at it again: shmheap ls {}", place.text())));
-        }
-        match place {
-            Place::Segment(name) => Heap::unlink(name).map_err(|error| place.explain(error)),
-            Place::File(path) => {
-                std::fs::remove_file(path).map_err(|error| Failure::cannot(format!("{}: {error}", place.text())))
+        let started = Instant::now();
+        loop {
+            // Who attaches it while it is removed by force keeps it, as those do who have it.
+            found.attached = if self.force { Some(true) } else { self.unused(place, started)? };
+            if Heap::unlink_if_same(&found).map_err(|error| place.explain(error))? {
+                return Ok(());
             }
+            // It may just be gone; or one more looks at it.
+            place.look()?;
+            if started.elapsed() >= LOOKERS_MAX {
+                let text = format!("{} was made anew or attached meanwhile", place.text());
+                return Err(Failure::cannot_but(text, format!("look at it again: shmheap ls {}", place.text())));
+            }
+            std::thread::sleep(LOOKERS_MAX / 20);
         }
     }
 
-    /// Refuses what is in use; those who only take a look are waited for.
-    fn check_unused(&self, place: &Place, look: impl Fn() -> Result<SegmentInfo, Failure>) -> Result<(), Failure> {
-        let started = Instant::now();
+    /// Refuses what is in use, and tells whether that is known; those who only take a look are waited for.
+    fn unused(&self, place: &Place, started: Instant) -> Result<Option<bool>, Failure> {
         loop {
-            match look()?.attached {
-                Some(false) => return Ok(()),
-                None if self.any_kind => return Ok(()),
+            match place.look()?.attached {
+                Some(false) => return Ok(Some(false)),
+                None if self.any_kind => return Ok(None),
                 Some(true) if started.elapsed() >= LOOKERS_MAX => return Err(in_use(place)),
                 Some(true) => std::thread::sleep(LOOKERS_MAX / 20),
                 None => {

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
-use shmheap::{Heap, LaneInfo, RootInfo, Stats};
+use shmheap::{Heap, LaneInfo, Stats};
 
 use super::Named;
+use super::roots::Root;
 use crate::output::{self, BAD, DIM, GOOD, Output, STRONG, WARNING, styled};
 use crate::place::Place;
 use crate::processes::{self, Process};
@@ -76,14 +77,6 @@ pub(crate) struct Lane {
     pub(crate) holds_lock: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Root {
-    name: String,
-    block: Option<u64>,
-    size: Option<u64>,
-    state: &'static str,
-}
-
 impl Lane {
     /// What is known of a lane of the heap at `path`.
     pub(crate) fn new(info: &LaneInfo, path: &Path) -> Self {
@@ -118,8 +111,6 @@ impl StatReport {
             blocks: class.blocks,
             allocated: class.allocated,
         });
-        let mut roots: Vec<Root> = heap.roots()?.into_iter().map(|root| describe(heap, root)).collect();
-        roots.sort_by(|a, b| a.name.cmp(&b.name));
         let findings = heap.findings();
         Ok(Self {
             name: place.text(),
@@ -144,20 +135,10 @@ impl StatReport {
             root_slots: heap.root_slots(),
             classes: classes.collect(),
             lanes: heap.lanes()?.iter().map(|lane| Lane::new(lane, &place.path())).collect(),
-            roots,
+            roots: Root::all(heap)?,
             processes: processes::mapping(&place.path()),
         })
     }
-}
-
-fn describe(heap: &Heap, root: RootInfo) -> Root {
-    let state = match root {
-        RootInfo { constructing: true, .. } => "under construction",
-        RootInfo { allocated: false, .. } => "its block was freed",
-        _ => "live",
-    };
-    let size = root.block.filter(|_| root.allocated).and_then(|block| heap.info(block).ok()).map(|info| info.size);
-    Root { name: root.name, block: root.block.map(|block| block.get()), size, state }
 }
 
 impl fmt::Display for StatReport {
@@ -257,13 +238,7 @@ impl StatReport {
         }
         let mut table = output::table(&["ROOT", ">OFFSET", ">SIZE", "STATE"]);
         for root in &self.roots {
-            let offset = root.block.map_or_else(|| "-".to_owned(), |block| format!("{block:#x}"));
-            table.add_row([
-                root.name.clone(),
-                offset,
-                root.size.map_or_else(|| "-".to_owned(), size),
-                root.state.to_owned(),
-            ]);
+            table.add_row(root.cells());
         }
         write!(f, "\n{}", output::lines_of(&table))
     }

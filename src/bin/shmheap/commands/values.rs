@@ -211,7 +211,7 @@ fn unknown(place: &Place, heap: &Heap, root: &str) -> Failure {
     let name = place.text();
     if is_root(heap, root) {
         let text = format!("the block of the root {root:?} was freed, or is damaged");
-        return Failure::wrong(text, super::blocks::damaged(&name));
+        return Failure::wrong(text, super::roots::damaged(&name));
     }
     Failure::cannot_but(format!("{name} has no root named {root:?}"), format!("shmheap roots {name} lists them"))
 }

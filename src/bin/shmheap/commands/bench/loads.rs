@@ -4,9 +4,8 @@ use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::time::Instant;
 
+use fastrand::Rng;
 use shmheap::{Heap, Offset, Result};
-
-use super::super::stress::random::Random;
 
 /// Pairs in one round.
 const PAIRS: usize = 100_000;
@@ -64,14 +63,14 @@ pub(super) enum Load {
 
 impl Load {
     pub(super) fn all() -> Vec<Self> {
-        let mut random = Random::new(1);
-        let mut sizes = |count, least: u64, end: u64| -> Vec<usize> {
-            (0..count).map(|_| (least + random.below(end - least)) as usize).collect()
+        let mut random = Rng::with_seed(1);
+        let mut sizes = |count, range: std::ops::Range<usize>| -> Vec<usize> {
+            (0..count).map(|_| random.usize(range.clone())).collect()
         };
-        let (batch, first, later) = (sizes(BATCH, 16, 1025), sizes(LIVE, 16, 32 << 10), sizes(REPLACED, 16, 32 << 10));
+        let (batch, first, later) = (sizes(BATCH, 16..1025), sizes(LIVE, 16..32 << 10), sizes(REPLACED, 16..32 << 10));
         let mut order: Vec<usize> = (0..BATCH).collect();
-        (1..BATCH).rev().for_each(|last| order.swap(last, random.index(last + 1)));
-        let steps = later.into_iter().map(|size| (random.index(LIVE), size)).collect();
+        random.shuffle(&mut order);
+        let steps = later.into_iter().map(|size| (random.usize(..LIVE), size)).collect();
         vec![Self::Pair { size: 64 }, Self::Batch { sizes: batch, order }, Self::Churn { first, steps }]
     }
 

@@ -28,7 +28,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::output::{BAD, DIM, GOOD, Output, STRONG, WARNING, styled};
-use crate::{Outcome, Verdict};
+use crate::{Outcome, Verdict, units};
 use system::System;
 
 /// Looks at this system and says what is in the way of heaps, and what to do about it.
@@ -143,7 +143,7 @@ impl fmt::Display for Diagnosis {
             }
         }
         let Self { problems, warnings, notes, checks } = self;
-        let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let counted = |count: usize, what: &str| units::counted(count as u64, what);
         let (problems, warnings, notes) =
             (counted(*problems, "problem"), counted(*warnings, "warning"), counted(*notes, "note"));
         writeln!(f, "{}: {problems}, {warnings}, {notes}", counted(checks.len(), "check"))

@@ -98,7 +98,8 @@ fn temporary(segments: &[SegmentInfo]) -> Finding {
     let numbers = [("count", found.len() as u64), ("taken", taken(found.iter().copied()))];
     match found.len() {
         0 => Finding::fine(CHECK, "no name left by a creator that died"),
-        count => Finding::note(CHECK, format!("{count} names left by creators that died")).remedy("shmheap gc"),
+        count => Finding::note(CHECK, format!("{} left by creators that died", counted(count as u64, "name")))
+            .remedy("shmheap gc"),
     }
     .numbers(numbers)
 }
@@ -166,8 +167,11 @@ fn dead_lanes(segments: &[SegmentInfo]) -> Finding {
     match heaps.as_slice() {
         [] => Finding::fine(CHECK, "no heap has lanes of processes that died"),
         heaps => {
-            let sentence =
-                format!("{dead} lanes of processes that died, in {}; whoever allocates next takes them over", names(heaps));
+            let sentence = format!(
+                "{} of processes that died, in {}; whoever allocates next takes over",
+                counted(dead, "lane"),
+                names(heaps)
+            );
             let recover = heaps.iter().take(NAMES_MAX).map(|heap| format!("shmheap recover {}", heap.name));
             Finding::note(CHECK, sentence).remedy(recover.collect::<Vec<_>>().join("\n"))
         }

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -15,7 +16,6 @@ use nix::unistd::Pid;
 use shmheap::Heap;
 
 use super::ground::Ground;
-use super::random::Random;
 use crate::failure::Failure;
 use crate::place::Place;
 
@@ -31,7 +31,7 @@ pub(crate) struct Crew<'a> {
     place: &'a Place,
     ground: &'a Ground,
     plain: bool,
-    random: Random,
+    random: Rng,
     pids: Vec<Option<Pid>>,
     told: (Sender<String>, Receiver<String>),
     killed: u64,
@@ -49,7 +49,7 @@ impl<'a> Crew<'a> {
     /// Nobody as yet.
     pub(crate) fn new(place: &'a Place, ground: &'a Ground, plain: bool, seed: u64) -> Self {
         let pids = vec![None; ground.workers()];
-        Self { place, ground, plain, random: Random::new(seed), pids, told: channel(), killed: 0, killed_with_lock: 0 }
+        Self { place, ground, plain, random: Rng::with_seed(seed), pids, told: channel(), killed: 0, killed_with_lock: 0 }
     }
 
     /// Starts a worker in each empty slot.
@@ -64,7 +64,7 @@ impl<'a> Crew<'a> {
         let mut command = itself()?;
         command.arg("__worker-of-stress").arg(self.place.argument()).arg(self.ground.id());
         command.arg(format!("--slot={slot}")).arg(format!("--workers={}", self.pids.len()));
-        command.arg(format!("--seed={}", self.random.next())).arg(format!("--parent={}", std::process::id()));
+        command.arg(format!("--seed={}", self.random.u64(..))).arg(format!("--parent={}", std::process::id()));
         if self.plain {
             command.arg("--plain");
         }
@@ -97,7 +97,7 @@ impl<'a> Crew<'a> {
     /// Some slot in which there is a worker.
     fn random_slot(&mut self) -> Option<(usize, Pid)> {
         let alive: Vec<(usize, Pid)> = (0..).zip(&self.pids).filter_map(|(slot, pid)| Some((slot, (*pid)?))).collect();
-        let chosen = self.random.index(alive.len().max(1));
+        let chosen = self.random.usize(..alive.len().max(1));
         alive.get(chosen).copied()
     }
 

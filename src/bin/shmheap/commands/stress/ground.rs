@@ -15,9 +15,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fastrand::Rng;
 use shmheap::{Heap, Offset};
-
-use super::random::mixed;
 
 /// Pairs that a slot fills and empties itself.
 pub(crate) const OWN: usize = 24;
@@ -179,7 +178,7 @@ impl Ground {
     pub(crate) fn common_content(&self, index: usize) -> (u64, u64) {
         let place = self.place(usize::from(u16::MAX), index);
         // The low bits choose the smaller sizes.
-        (mixed(place) & !0x3f | 0x20, place)
+        (Rng::with_seed(place).u64(..) & !0x3f | 0x20, place)
     }
 
     pub(crate) fn pair(&self, slot: usize, index: usize) -> Pair {
@@ -196,8 +195,8 @@ impl Ground {
     }
 
     fn place(&self, slot: usize, index: usize) -> u64 {
-        let run = self.id.bytes().fold(0, |run, byte| mixed(run ^ u64::from(byte)));
-        run ^ ((slot as u64) << 16 | index as u64)
+        let run = u64::from(crc32fast::hash(self.id.as_bytes()));
+        run << 32 | (slot as u64) << 16 | index as u64
     }
 
     fn table_cell(&self, slot: usize) -> Offset {

@@ -13,16 +13,16 @@ pub(crate) mod closing;
 pub(crate) mod crew;
 pub(crate) mod ground;
 mod pattern;
-pub(crate) mod random;
 pub(crate) mod report;
 pub(crate) mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
+use fastrand::Rng;
 use indicatif::{ProgressBar, ProgressStyle};
 use shmheap::{Heap, Options};
 
@@ -32,7 +32,6 @@ use crate::place::{self, Place};
 use crate::{Outcome, Verdict, units};
 use crew::Crew;
 use ground::{Counter, Ground, HeldUp};
-use random::Random;
 use report::{End, Report, Times};
 
 /// The smallest heap in which there is room for blocks of all the sizes that workers want.
@@ -127,7 +126,7 @@ impl Stress {
         let crew = Crew::new(&place, &ground, own || !self.kill, seed);
         let mut run = Run::new(&heap, &ground, crew);
         run.crew.fill()?;
-        self.soak(&mut run, output, &interrupted, Random::new(!seed))?;
+        self.soak(&mut run, output, &interrupted, Rng::with_seed(!seed))?;
         let mut report = run.close(own)?;
         report.name = place.text();
         (report.seed, report.interrupted) = (seed, interrupted.load(Ordering::Relaxed));
@@ -152,7 +151,7 @@ impl Stress {
     }
 
     /// Lets them work until the time is up, it is interrupted, or too much is wrong.
-    fn soak(&self, run: &mut Run<'_>, output: &Output, interrupted: &AtomicBool, mut random: Random) -> Result<(), Failure> {
+    fn soak(&self, run: &mut Run<'_>, output: &Output, interrupted: &AtomicBool, mut random: Rng) -> Result<(), Failure> {
         let bar = output.is_watched().then(|| {
             let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
             ProgressBar::new_spinner().with_style(style)
@@ -165,10 +164,10 @@ impl Stress {
             let now = Instant::now();
             run.look_after()?;
             if self.kill && now >= next_kill {
-                let tries = if random.below(4) == 0 { 1 } else { TRIES };
+                let tries = if random.u8(..4) == 0 { 1 } else { TRIES };
                 run.crew.strike(run.heap, tries)?;
                 run.crew.fill()?;
-                next_kill = Instant::now() + Duration::from_millis(random.below(KILL_WITHIN_MS));
+                next_kill = Instant::now() + Duration::from_millis(random.u64(..KILL_WITHIN_MS));
             }
             if now >= next_validation {
                 run.validate();
@@ -293,7 +292,7 @@ pub(crate) fn own_name(what: &str) -> String {
     format!("shmheap-{what}-{}-{:08x}", std::process::id(), random_seed() as u32)
 }
 
+/// A seed that is not too long to be typed.
 fn random_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    random::mixed(now.as_nanos() as u64 ^ u64::from(std::process::id())) >> 16
+    fastrand::u64(..1 << 48)
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use fastrand::Rng;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -14,7 +15,6 @@ use shmheap::{Error, Heap, Offset};
 
 use super::ground::{COMMON, Counter, Ground, HeldUp, OWN, PAIRS, Pair, State, TICKET};
 use super::pattern::{Pattern, size_of};
-use super::random::Random;
 use crate::output::Output;
 use crate::place::Place;
 use crate::{Outcome, Verdict};
@@ -63,7 +63,7 @@ struct Worker {
     slot: usize,
     seed: u64,
     plain: bool,
-    random: Random,
+    random: Rng,
     pattern: Pattern,
     /// Calls made, blocks checked, calls without room: as they stand on the board, predecessors included.
     counts: [u64; 3],
@@ -97,7 +97,7 @@ impl WorkerArguments {
         for (count, counter) in counts.iter_mut().zip(counters) {
             *count = ground.counter(&heap, slot, counter)?;
         }
-        let (random, pattern, told) = (Random::new(seed), Pattern::default(), BTreeSet::new());
+        let (random, pattern, told) = (Rng::with_seed(seed), Pattern::default(), BTreeSet::new());
         let mut worker = Worker { heap, ground, slot, seed, plain, random, pattern, counts, told };
         worker.inherit()?;
         while !worker.ground.is_to_stop(&worker.heap)? {
@@ -105,7 +105,7 @@ impl WorkerArguments {
             for (count, counter) in worker.counts.into_iter().zip(counters) {
                 worker.ground.set_counter(&worker.heap, slot, counter, count)?;
             }
-            if worker.random.below(BURST) == 0 {
+            if worker.random.u64(..BURST) == 0 {
                 std::thread::sleep(REST);
             }
         }
@@ -140,7 +140,7 @@ impl Worker {
     }
 
     fn step(&mut self) -> Result<(), Stuck> {
-        match self.random.below(200) {
+        match self.random.u8(..200) {
             0 => self.timed(|heap| heap.trim()).map(drop),
             1 => Ok(self.heap.validate()?),
             2..=9 => self.choose_favourite(),
@@ -179,7 +179,7 @@ impl Worker {
 
     /// Fills one of the pairs of the own table, or empties one that nobody else does.
     fn visit_own_pair(&mut self) -> Result<(), Stuck> {
-        let index = self.random.index(PAIRS);
+        let index = self.random.usize(..PAIRS);
         let pair = self.ground.pair(self.slot, index);
         match pair.state(&self.heap)? {
             State::Empty | State::Begun(_) => self.fill(pair),
@@ -197,7 +197,7 @@ impl Worker {
         if matches!(pair.state(&self.heap)?, State::Begun(_)) {
             self.timed(|heap| heap.free_from(pair.block))?;
         }
-        let seed = self.random.next();
+        let seed = self.random.u64(..);
         if let Some(block) = self.timed(|heap| heap.allocate_into(pair.block, size_of(seed)))? {
             self.pattern.write(&self.heap, block, seed, pair.place)?;
             self.timed(|heap| heap.allocate_into(pair.ticket, TICKET))?;
@@ -215,8 +215,8 @@ impl Worker {
     /// Empties a pair that another worker has filled for this one.
     fn empty_anothers_pair(&mut self) -> Result<(), Stuck> {
         let workers = self.ground.workers();
-        let from = (self.slot + 1 + self.random.index(workers)) % workers;
-        let index = OWN + self.random.index(PAIRS - OWN);
+        let from = (self.slot + 1 + self.random.usize(..workers)) % workers;
+        let index = OWN + self.random.usize(..PAIRS - OWN);
         if self.ground.consumer(from, index) != self.slot {
             return self.visit_own_pair();
         }
@@ -230,7 +230,7 @@ impl Worker {
 
     /// Makes the favourite lead to some block of the own table.
     fn choose_favourite(&mut self) -> Result<(), Stuck> {
-        let pair = self.ground.pair(self.slot, self.random.index(OWN));
+        let pair = self.ground.pair(self.slot, self.random.usize(..OWN));
         if let State::Full(block) = pair.state(&self.heap)? {
             let name = self.ground.favourite(self.slot);
             self.timed(|heap| heap.set_root(&name, block))?;
@@ -250,7 +250,7 @@ impl Worker {
 
     /// Finds or constructs what all workers share, and checks it.
     fn visit_common(&mut self) -> Result<(), Stuck> {
-        let index = self.random.index(COMMON);
+        let index = self.random.usize(..COMMON);
         let (name, (seed, place)) = (self.ground.common(index), self.ground.common_content(index));
         let mut pattern = std::mem::take(&mut self.pattern);
         let found =
@@ -265,8 +265,8 @@ impl Worker {
     /// Allocates some blocks that nobody else knows of, moves some, and frees them in another order.
     fn have_plain_blocks(&mut self) -> Result<(), Stuck> {
         let mut blocks = Vec::new();
-        for _ in 0..=self.random.below(PLAIN_MAX as u64 - 1) {
-            let seed = self.random.next();
+        for _ in 0..self.random.usize(1..PLAIN_MAX) {
+            let seed = self.random.u64(..);
             match self.timed(|heap| heap.allocate(size_of(seed)))? {
                 Some(block) => {
                     self.pattern.write(&self.heap, block, seed, seed)?;
@@ -276,8 +276,8 @@ impl Worker {
             }
         }
         while !blocks.is_empty() {
-            let (block, seed) = blocks.swap_remove(self.random.index(blocks.len()));
-            let block = match self.random.below(4) {
+            let (block, seed) = blocks.swap_remove(self.random.usize(..blocks.len()));
+            let block = match self.random.u8(..4) {
                 0 => self.timed(|heap| heap.reallocate(block, 2 * size_of(seed)))?.unwrap_or(block),
                 _ => block,
             };
