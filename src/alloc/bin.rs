@@ -1,8 +1,8 @@
 //! Bins: what a lane keeps in private memory, one for each size class.
 //!
-//! Blocks that are freed go into the bin's hand ([`Hand`]), and are the next that are allocated. When it is empty, a bin works
-//! on one word of one slab at a time, and holds a private copy of that word's free bits, of which it takes the lowest. So
-//! what to allocate is chosen from private memory, and does not wait for a shared word.
+//! Blocks that are freed go into the bin's hand ([`Hand`]), and are the next to be allocated. When it is empty, a bin
+//! works on one word of one slab at a time, and holds a private copy of that word's free bits, of which it takes the
+//! lowest. So what to allocate is chosen from private memory, and does not wait for a shared word.
 //!
 //! B1. A bit that is set in the copy is set in the region's free word too, or its block was freed twice; its block is in no
 //!     hand. Blocks that are freed into the word meanwhile are in the hand, or are seen when the word is taken again.

@@ -106,15 +106,14 @@ impl Activity {
     /// What was allocated and freed since an earlier look at the same heap, by lane, and by size within a lane; only what
     /// did change.
     ///
-    /// Lanes count in lots, so an allocation may be told late: up to 191 blocks of each size and lane, and fewer than 65
-    /// where the block that was allocated last is not the next to be freed. The number of frees is what was allocated
-    /// less what more there is, and never below 0; so it is off by as much, and by what happens while a look walks through
-    /// the heap. That does not grow with the time between the two looks: rates over a longer time are closer to the
-    /// truth. More than 2^32 blocks of one size and lane between two looks are not seen.
+    /// A lane counts each allocation right after it. The number of frees is what was allocated less what more there is, and
+    /// never below 0; so it is off by what happens while a look walks through the heap. That does not grow with the time
+    /// between the two looks: rates over a longer time are closer to the truth. More than 2^32 blocks of one size and lane
+    /// between two looks are not seen.
     ///
     /// Blocks that change their lane together with their slab, because a thread ends or another one takes the slab over,
-    /// count as neither allocated nor freed: within these limits the sum over all lanes is right for each size. What a lane
-    /// that is killed has not counted yet is never told.
+    /// count as neither allocated nor freed: within these limits the sum over all lanes is right for each size. Of a lane
+    /// that is killed in the middle of a call the last block may not be counted.
     ///
     /// ```
     /// # let heap = shmheap::Heap::options().create_in(shmheap::Memory::zeroed(1 << 20)?)?;
@@ -176,9 +175,8 @@ fn share_moved(rows: &mut [Row]) {
 impl Heap {
     /// Looks at the counters of what goes on: what every lane has allocated, by size, and what it has now.
     ///
-    /// [`Activity::since`] tells what happened between two looks, and how exact that is. What the calling thread itself has
-    /// allocated is counted before the look, unless the heap is frozen. The counters are not part of an image: a heap
-    /// that is loaded begins at 0.
+    /// [`Activity::since`] tells what happened between two looks, and how exact that is. The counters are not part of an
+    /// image: a heap that is loaded begins at 0.
     ///
     /// Walks the page table and the slabs' bitmaps once, without a lock, and disturbs nobody; a read-only handle will do.
     /// What others do meanwhile may be seen or not.

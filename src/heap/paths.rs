@@ -88,8 +88,8 @@ impl Attachment {
 
     /// Frees a block of an open slab of the thread's lane.
     ///
-    /// A function of its own, with a result that fits into a register, as an error does not: inlined, it would make the loops
-    /// around it spill what they hold.
+    /// A function of its own, with a result that fits into a register, as an error does not: inlined, it would make the
+    /// loops around it spill what they hold.
     #[inline(never)]
     pub(super) fn free_hot(&self, block: Offset) -> Hot {
         self.key.with_hot(|seat| seat.bins.free_hot(&self.tables, block)).unwrap_or(Hot::NotHere)
