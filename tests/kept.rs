@@ -5,7 +5,7 @@ mod common;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use common::new_heap;
-use shmheap::{Error, Heap, Offset, OffsetFault};
+use shmheap::{Error, Heap, Offset, OffsetFault, SpanUsage};
 
 /// Calls `then` while another thread lives that has allocated a block of `size` bytes and freed it, and keeps its span.
 fn while_another_keeps(heap: &Heap, size: usize, then: impl FnOnce()) {
@@ -81,4 +81,33 @@ fn what_is_kept_is_free_and_says_so() {
         assert_eq!(heap.info(offset).map(drop), Err(not_allocated));
     }
     heap.validate().expect("the heap is sound");
+}
+
+/// Bytes of each span that is kept, in the order of their places.
+fn kept(heap: &Heap) -> Vec<u64> {
+    let kept = heap.spans().filter(|span| matches!(span.usage, SpanUsage::Kept { .. }));
+    kept.map(|span| span.len).collect()
+}
+
+#[test]
+fn a_lane_that_needs_a_longer_run_gives_back_no_more_than_it_takes() {
+    const PIECE: u64 = 64 << 10;
+    let (_segment, heap) = new_heap("one-by-one");
+    let blocks: Vec<Offset> = (0..8).map(|_| heap.allocate(PIECE as usize).expect("room")).collect();
+    blocks.into_iter().for_each(|block| heap.deallocate(block).expect("it is allocated"));
+    assert_eq!(kept(&heap), [PIECE; 8]);
+    let taken = heap.stats().expect("stats").taken;
+
+    // None is long enough; two that were freed one after the other are neighbours.
+    let double = heap.allocate(2 * PIECE as usize).expect("room");
+    assert_eq!(kept(&heap), [PIECE; 6]);
+    heap.deallocate(double).expect("it is allocated");
+    assert_eq!(kept(&heap), [&[PIECE; 6][..], &[2 * PIECE]].concat());
+
+    // The long one is, for something shorter that it would be too long for; what is left of it is at hand after that.
+    let size = 5 * PIECE as usize / 4;
+    let (first, second) = (heap.allocate(size).expect("room"), heap.allocate(40 << 10).expect("room"));
+    assert_eq!(kept(&heap), [PIECE; 6]);
+    assert!(first < second, "{first} {second}");
+    assert_eq!(heap.stats().expect("stats").taken, taken, "there was room enough in what was taken before");
 }
