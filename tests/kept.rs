@@ -111,3 +111,14 @@ fn a_lane_that_needs_a_longer_run_gives_back_no_more_than_it_takes() {
     assert!(first < second, "{first} {second}");
     assert_eq!(heap.stats().expect("stats").taken, taken, "there was room enough in what was taken before");
 }
+
+#[test]
+fn nobody_hears_that_memory_is_out_while_others_have_freed_blocks_of_its_slabs() {
+    let (_segment, heap) = new_heap("freed");
+    let blocks: Vec<Offset> = std::iter::from_fn(|| heap.allocate(1000).ok()).collect();
+    for freed in [blocks[blocks.len() / 2], blocks[blocks.len() * 9 / 10]] {
+        let free = || heap.deallocate(freed).expect("it is allocated");
+        std::thread::scope(|scope| scope.spawn(free).join().expect("the thread ends well"));
+        assert_eq!(heap.allocate(1000), Ok(freed));
+    }
+}

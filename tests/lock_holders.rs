@@ -142,6 +142,8 @@ fn a_holder_that_is_stopped_gives_a_timeout_that_names_it_and_hinders_nobody_onc
     let of_pages = impatient.allocate(100_000).expect("nor does a span that the lane keeps");
     impatient.deallocate(of_pages).expect("nor does keeping it again");
     impatient.deallocate(anothers).expect("nor does a free in another lane's slab");
+    let again = impatient.deallocate(anothers);
+    assert_eq!(again, Err(Error::DoubleFree { offset: anothers.get() }), "nor does saying that it is free already");
     let lane = lane_of(&heap, worker.pid()).expect("its lane is still there");
     assert!(lane.alive && lane.holds_lock, "a stopped process is not dead: {lane:?}");
 

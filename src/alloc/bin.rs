@@ -7,7 +7,7 @@
 //! B1. A bit that is set in the copy is set in the region's free word too, or its block was freed twice; its block is in no
 //!     hand. Blocks that are freed into the word meanwhile are in the hand, or are seen when the word is taken again.
 //! B2. Every slab of the lane has notes ([`Notes`]) and is the bin's current one, or stands in its list of room or of full
-//!     slabs; those that are kept ([`Kept`]) have none. A slab with a free bit set that is in no hand is not listed as full.
+//!     slabs; those that are kept ([`Kept`]) have none. A slab with a free bit set is not listed as full.
 //! B3. Slabs that have room again wait first in, first out, so that they gather more room before they are used.
 //! B4. A slab has fewer than 2^16 words: the smallest blocks have slabs of at most 2 MiB (the header's `slab_bytes_min`
 //!     is at most 1 MiB), thus 2048 words.

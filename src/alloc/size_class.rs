@@ -20,7 +20,7 @@ pub(crate) const CLASS_SLOTS: usize = 64;
 
 const _: () = assert!((NO_CLASS as usize) < CLASS_SLOTS, "there is room for a class that no heap has");
 /// A slab has at least this many blocks.
-const BLOCKS_MIN: u64 = 4;
+const BLOCKS_MIN: u64 = 8;
 /// A pair of words, free and remote, stands for 64 blocks; pages have one for so many bytes, enough for the smallest
 /// blocks.
 const BYTES_PER_PAIR: u64 = 64 * 16;

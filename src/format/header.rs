@@ -4,7 +4,7 @@ use super::LaneId;
 use crate::error::{Error, Result};
 
 /// Version of the format that this library reads and writes.
-const VERSION: u32 = 5;
+const VERSION: u32 = 4;
 /// Bytes of the header.
 pub(crate) const HEADER_LEN: usize = 0x80;
 /// Smallest and largest page.

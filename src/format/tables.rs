@@ -11,7 +11,7 @@ use crate::region::Region;
 
 /// A region and the places of its tables.
 ///
-/// Slab words and blocks are reached as parts of the region that are checked once.
+/// Page entries, slab words and blocks are reached as parts of the region that are checked once.
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) region: Region,
@@ -95,7 +95,7 @@ impl Tables {
         u64::from(head.get()) << self.geometry.pairs_shift
     }
 
-    /// Place of a pair, for those who do not go by [`Region::pair`], and for messages.
+    /// Place of a pair, for messages.
     pub(crate) fn pair_at(&self, pair: u64) -> u64 {
         self.geometry.bitmaps_at + pair * 16
     }

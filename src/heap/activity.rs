@@ -3,10 +3,9 @@
 //! A lane counts the blocks that it allocates, in its record; nobody counts frees. What is allocated now is read from the
 //! slabs' bits, and what was freed between two looks follows from both.
 //!
-//! Nothing depends on these numbers, and any value is one. Who watches takes no lock, and writes nothing but, where it has a
-//! lane itself, that lane's counters.
+//! Nothing depends on these numbers, and any value is one. Who watches takes no lock, and writes nothing.
 //!
-//! Not here: when bins count (B4 of `alloc::bin`), and what the numbers of one moment are (`stats`, `inspect`).
+//! Not here: the counting (`alloc::bin`, `paths`), and what the numbers of one moment are (`stats`, `inspect`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;

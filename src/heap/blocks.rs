@@ -171,7 +171,7 @@ impl Heap {
         })
     }
 
-    /// What the bin's current word does not have.
+    /// What the bin has not at hand.
     #[inline(never)]
     fn allocate_slow(&self, size: u64) -> Result<Offset> {
         match self.attachment.allocate_from_own(size) {
@@ -203,6 +203,7 @@ impl Heap {
             Unlocked::Own(Hot::Freed) => Ok(()),
             Unlocked::Own(Hot::Unsettled) => self.attachment.settle_freed(block.get()),
             Unlocked::Remote(slab) => self.tell_owner(slab),
+            Unlocked::Double => Err(Error::DoubleFree { offset: block.get() }),
             Unlocked::Own(Hot::NotHere) | Unlocked::NotHere => self.deallocate_far(block.get()),
         }
     }

@@ -1,8 +1,8 @@
 //! Which of the allocator's paths a call takes, and under which lock.
 //!
-//! Down, for a small block: the bin's current word; another word of the slab, or of one with room; a full slab in which
-//! others have freed; the kept slab; then, under the heap lock, an orphan, a new slab, and when memory is short, whatever
-//! the dead and this lane can give back, or pages for this one block.
+//! Down, for a small block: what was freed last; the bin's current word; another word of the slab, or of one with room; a
+//! full slab in which others have freed; the kept slab; then, under the heap lock, an orphan, a new slab, and when memory
+//! is short, whatever the dead and this lane can give back, or pages for this one block.
 
 use std::sync::atomic::Ordering;
 
@@ -33,6 +33,9 @@ pub(super) enum Kind {
 pub(super) enum Unlocked<'a> {
     /// Nothing, and the caller has to find out why.
     NotHere,
+    /// Nothing: it is free already, in another lane's slab. To look again would be wrong: its owner may have allocated it
+    /// meanwhile.
+    Double,
     /// It belonged to the calling thread's lane.
     Own(Hot),
     /// It was freed in this slab, whose lane is to be told.
@@ -215,6 +218,10 @@ impl Attachment {
 
     fn supply_once(&self, locked: &Locked, seat: &LaneSeat, class: ClassIndex, info: &Class) -> Result<()> {
         let (tables, classes, lane) = (&self.tables, &self.classes, seat.bins.lane());
+        // Whoever has just looked through its slabs, to give back the empty ones, may have found room in others.
+        if seat.bins.has_any(tables, class, info)? {
+            return Ok(());
+        }
         while let Some(slab) = orphan::with_room(tables, locked, classes, class)? {
             // Each round takes one out of the list.
             orphan::adopt(tables, locked, &slab, lane)?;
@@ -228,8 +235,8 @@ impl Attachment {
         Ok(())
     }
 
-    /// Before a lane takes memory that was never used, it gives back what it keeps, until a run is long enough: then memory
-    /// grows with what is in use, and not by what each size class once needed.
+    /// Before a lane takes memory that was never used, it gives back what it keeps, until the first run that is long enough
+    /// is in memory: then memory grows with what is in use, and not by what each size class once needed.
     fn make_room(&self, locked: &Locked, seat: &LaneSeat, pages: u32) -> Result<()> {
         let (kept, lane) = (&seat.bins.kept, seat.bins.lane());
         let Some(count) = PageCount::new(pages) else { return Ok(()) };
@@ -301,11 +308,12 @@ impl Attachment {
             }
             Some(PageState::Slab) if entry.lane() != SHARED_LANE => {
                 let slab = slab::slab_of(tables, &self.classes, page, entry).ok();
-                let freed = slab.filter(|slab| {
-                    let bit = slab.block_bit(tables, block.get());
-                    bit.is_some_and(|bit| slab.free_remote(tables, bit).is_ok())
-                });
-                freed.map_or(Unlocked::NotHere, Unlocked::Remote)
+                let found = slab.and_then(|slab| Some((slab, slab.block_bit(tables, block.get())?)));
+                match found.map(|(slab, bit)| slab.free_remote(tables, bit).map(|()| slab)) {
+                    Some(Ok(slab)) => Unlocked::Remote(slab),
+                    Some(Err(_)) => Unlocked::Double,
+                    None => Unlocked::NotHere,
+                }
             }
             Some(PageState::Large)
                 if block.get() == tables.page_start(page)

@@ -117,7 +117,7 @@ impl Layout {
         let mut bytes = [0; 128];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0x00, b"shmheap\0");
-        put(0x08, &5u32.to_ne_bytes());
+        put(0x08, &4u32.to_ne_bytes());
         put(0x0c, &0x0102_0304u32.to_ne_bytes());
         put(0x10, &self.capacity.to_ne_bytes());
         put(0x18, &self.page_shift.to_ne_bytes());
