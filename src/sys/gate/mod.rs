@@ -6,8 +6,9 @@
 //! so the freezer pays for both, with `membarrier(2)`: when it returns, every thread of the system has passed a full fence
 //! since the call began. For the lane a fence for the compiler is enough.
 //!
-//! G1. What is done without the lock is done between `busy = 1`, after which `stop` was seen to be 0, and `busy = 0`. But a
-//!     slab that is wholly free may be kept after that (`alloc::kept`): a page entry changes, and what is allocated does not.
+//! G1. What is done without the lock is done between `busy = 1`, after which `stop` was seen to be 0, and `busy = 0`. But
+//!     a slab that is wholly free may be kept after that (`alloc::kept`): a page entry changes, and what is allocated does
+//!     not.
 //! G2. `stop` is not 0 only while somebody holds the heap lock or died holding it, or has left word that the next to take
 //!      the
 //!     lock is to open the gates (`heap::durable`). So who finds it set takes the lock.
