@@ -10,10 +10,9 @@
 //!     a slab that is wholly free may be kept after that (`alloc::kept`): a page entry changes, and what is allocated does
 //!     not.
 //! G2. `stop` is not 0 only while somebody holds the heap lock or died holding it, or has left word that the next to take
-//!      the
-//!     lock is to open the gates (`heap::durable`). So who finds it set takes the lock.
+//!     the lock is to open the gates (`heap::durable`). So who finds it set takes the lock.
 //! G3. Nobody waits for the heap lock while busy, for a freezer holds it, and waits in turn; and no user code runs while
-//!      busy.
+//!     busy.
 //!
 //! Both words stand in the lane's record; a lane that died busy is told from one that is slow by its token.
 //!
