@@ -156,7 +156,8 @@ const fn op(name: &'static str, prepare: fn(&mut Stage), act: fn(&mut Stage) -> 
 }
 
 pub(crate) const OPERATIONS: &[Operation] = &[
-    op("allocate, hot bin", |s| s.warm(), allocate::<64>),
+    op("allocate, what was freed last", |s| s.warm(), allocate::<64>),
+    op("allocate, the current word", |s| s.fill(&[64]), allocate::<64>),
     op("allocate, lane claimed first", nothing, allocate::<64>),
     op("allocate, lane claimed beside another process", |s| s.fill_elsewhere(&[64]), allocate::<64>),
     op("deallocate, another process's", |s| s.fill_elsewhere(&[64, 64]), free_first),
