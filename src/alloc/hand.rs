@@ -98,11 +98,6 @@ impl Hand {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::region::{Mapping, Memory};
-
-    fn region() -> Region {
-        Region::new(Mapping::memory(Memory::zeroed(65_536).unwrap()), None)
-    }
 
     fn offset(bytes: u64) -> Offset {
         Offset::new(bytes).unwrap()
@@ -118,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_full_hand_takes_no_more_and_the_last_comes_out_first() {
-        let region = region();
+        let region = Region::sample();
         let hand = empty(&region);
         (1..=20).for_each(|number| hand.add(&region, offset(16 * number), region.word(4096), number));
         let expected: Vec<(u64, u64)> = (1..=HAND_MAX as u64).rev().map(|number| (16 * number, number)).collect();
@@ -128,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_blocks_of_a_stretch_are_discarded_and_no_others() {
-        let region = region();
+        let region = Region::sample();
         let words = [region.word(4096), region.word(4104)];
         let hand = empty(&region);
         for (number, word) in (1..=10).zip(words.into_iter().cycle()) {

@@ -50,6 +50,13 @@ impl Region {
         }
     }
 
+    /// 64 KiB of plain memory.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        let memory = super::Memory::zeroed(65_536).unwrap_or_else(|error| panic!("{error}"));
+        Self::new(Mapping::memory(memory), None)
+    }
+
     /// Bytes in the region.
     pub(crate) fn len(&self) -> u64 {
         self.len
@@ -333,16 +340,11 @@ fn as_u64(len: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Memory;
     use super::*;
-
-    fn region() -> Region {
-        Region::new(Mapping::memory(Memory::zeroed(65_536).unwrap()), None)
-    }
 
     #[test]
     fn bytes_come_back_from_every_alignment_and_length() {
-        let region = region();
+        let region = Region::sample();
         for at in 100..116u64 {
             for len in 0..40usize {
                 let bytes: Vec<u8> = (1..=len).map(|byte| u8::try_from(byte).unwrap()).collect();
@@ -358,7 +360,7 @@ mod tests {
 
     #[test]
     fn copies_beyond_the_end_are_refused() {
-        let region = region();
+        let region = Region::sample();
         assert!(region.copy_in(65_535, &[1]));
         assert!(!region.copy_in(65_535, &[1, 2]));
         assert!(!region.copy_out(u64::MAX, &mut [0; 2]));
@@ -368,7 +370,7 @@ mod tests {
 
     #[test]
     fn an_address_and_its_offset_lead_to_each_other() {
-        let region = region();
+        let region = Region::sample();
         let address = region.address(4096, 1).unwrap();
         assert_eq!(region.offset_of(address), Some(4096));
         assert_eq!(region.offset_of(NonNull::dangling()), None);

@@ -109,16 +109,11 @@ fn known<T>(item: Option<&T>) -> &T {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Mapping, Memory};
     use super::*;
-
-    fn region() -> Region {
-        Region::new(Mapping::memory(Memory::zeroed(65_536).unwrap()), None)
-    }
 
     #[test]
     fn there_is_nothing_in_a_part_that_was_not_laid_and_nothing_behind_its_end() {
-        let mut region = region();
+        let mut region = Region::sample();
         assert!(region.pair(0).is_none() && region.resolve(0).is_none());
         assert!(region.lay_tables((1024, 5), (4096, 10)) && region.lay_data(8192, 4096));
         assert_eq!(region.offset_of(NonNull::from(region.entry(4)).cast()), Some(1024 + 4 * 8));
@@ -132,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_part_beyond_the_region_is_not_laid() {
-        let mut region = region();
+        let mut region = Region::sample();
         for misplaced in [(4096, 8192), (4100, 1), (4096, u64::MAX)] {
             assert!(!region.lay_tables((4096, 1), misplaced) && !region.lay_tables(misplaced, (4096, 1)));
         }

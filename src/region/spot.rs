@@ -40,13 +40,12 @@ impl Region {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Mapping, Memory};
     use super::*;
     use std::sync::atomic::Ordering;
 
     #[test]
     fn a_spot_leads_to_its_word() {
-        let region = Region::new(Mapping::memory(Memory::zeroed(65_536).unwrap()), None);
+        let region = Region::sample();
         let spot = region.spot(region.word(4096));
         region.at(spot).store(5, Ordering::Relaxed);
         assert_eq!(region.word(4096).load(Ordering::Relaxed), 5);
